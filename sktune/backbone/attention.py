@@ -1,0 +1,124 @@
+"""A prefix inside attention: keys and values of a text put in front of a layer's own.
+
+Registered with `transformers.AttentionInterface`, so one implementation serves every architecture that uses
+that interface, with and without gradient checkpointing, for left- and right-padded batches (design fact 8).
+The prefix is visible from every position, also where the model slides a window over the input itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+IMPLEMENTATION_PREFIX = "sktune_"
+_PREFIX_ATTRIBUTE = "_sktune_prefix"
+
+
+class LayerKeyValues(NamedTuple):
+    """What one attention layer made of a text: key and value, each [batch, kv_heads, positions, head_dim]."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+_recording: list[tuple[nn.Module, LayerKeyValues]] | None = None
+
+
+@contextmanager
+def record_keys_and_values() -> Iterator[list[tuple[nn.Module, LayerKeyValues]]]:
+    """Collects (attention module, its keys and values) of every attention call inside the block, in order."""
+    global _recording
+    assert _recording is None, "recordings do not nest"
+    _recording = record = []
+    try:
+        yield record
+    finally:
+        _recording = None
+
+
+def set_prefix(module: nn.Module, prefix: LayerKeyValues | None) -> None:
+    """Gives one attention module the prefix of its next calls; None takes it away.
+
+    The prefix stays on the module after the call: gradient checkpointing reads it again in backward.
+    """
+    module.__dict__[_PREFIX_ATTRIBUTE] = prefix
+
+
+def _widen(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """The mask with `length` always-visible columns in front; one copy per mask, not one per layer."""
+    if mask is None:
+        return None
+    cache: dict[int, torch.Tensor] = mask.__dict__.setdefault("_sktune_widened", {})
+    if length not in cache:
+        visible = True if mask.dtype == torch.bool else (1 if not mask.is_floating_point() else 0.0)
+        cache[length] = F.pad(mask, (length, 0), value=visible)
+    return cache[length]
+
+
+def _eager_function(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention of the module's own architecture: each modelling file of transformers has its own."""
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+
+
+def _flash_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # transformers reads the kernel's name from the module's config, where the name is ours.
+    view = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="flash_attention_2"),
+        is_causal=getattr(module, "is_causal", True),
+        layer_idx=getattr(module, "layer_idx", None),
+    )
+    return ALL_ATTENTION_FUNCTIONS["flash_attention_2"](view, *args, **kwargs)
+
+
+def _attend(kind: str) -> Callable[..., Any]:
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        if _recording is not None:
+            _recording.append((module, LayerKeyValues(key, value)))
+        prefix: LayerKeyValues | None = module.__dict__.get(_PREFIX_ATTRIBUTE)
+        if prefix is not None:
+            batch = key.shape[0]
+            key = torch.cat((prefix.key.to(key.dtype).expand(batch, -1, -1, -1), key), dim=2)
+            value = torch.cat((prefix.value.to(value.dtype).expand(batch, -1, -1, -1), value), dim=2)
+            attention_mask = _widen(attention_mask, prefix.key.shape[2])
+        if kind == "eager":
+            inner = _eager_function(module)
+        else:
+            inner = _flash_attention if kind == "flash_attention_2" else ALL_ATTENTION_FUNCTIONS[kind]
+        return inner(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def _explicit_sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    # A missing mask would mean "causal" to SDPA, aligned top-left: wrong as soon as keys outnumber queries.
+    kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(*args, **kwargs)
+
+
+def register_prefix_attention() -> None:
+    """Makes `sktune_eager`, `sktune_sdpa` and `sktune_flash_attention_2` known to transformers; repeatable."""
+    masks: dict[str, Callable[..., Any]] = {
+        "eager": eager_mask,
+        "sdpa": _explicit_sdpa_mask,
+        "flash_attention_2": flash_attention_mask,
+    }
+    for kind, mask in masks.items():
+        AttentionInterface.register(IMPLEMENTATION_PREFIX + kind, _attend(kind))
+        AttentionMaskInterface.register(IMPLEMENTATION_PREFIX + kind, mask)

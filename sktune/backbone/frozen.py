@@ -1,0 +1,258 @@
+"""The frozen backbone: a Hugging Face model seen through the few calls the methods need."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from sktune.backbone.attention import (
+    IMPLEMENTATION_PREFIX,
+    LayerKeyValues,
+    register_prefix_attention,
+    set_prefix,
+)
+from sktune.backbone.prefix_cache import PrefixCache
+
+# Families whose attention bypasses the attention interface but reads a cache exactly (tested per family).
+CACHE_FAMILIES = frozenset({"bloom", "falcon"})
+# Position comes from the attention mask alone (ALiBi), so there is nothing to shift.
+ALIBI_FAMILIES = frozenset({"bloom"})
+
+
+class Backbone(nn.Module):
+    """A frozen decoder or encoder; it never trains, never drops out, and reads at given positions.
+
+    One pass at a time: a pass with a prefix is to be followed by its backward before the next pass begins.
+
+    Args:
+        model: a `transformers` model without a task head, or a causal language model.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`; what the model was loaded with.
+        gradient_checkpointing: recompute each block in backward instead of keeping its activations.
+
+    Raises:
+        ValueError: for an architecture that cannot be tuned this way, by its name.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, attn_implementation: str = "sdpa", gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.family: str = model.config.model_type
+        self.attn_implementation = attn_implementation
+        self._refuse_unfit_architectures()
+        model.requires_grad_(False)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            for block in self.blocks:
+                self._checkpoint(block)
+        self._woven: list[nn.Module] = []
+        self.uses_cache_for_prefix = self.family in CACHE_FAMILIES
+        self.eval()
+
+    def _refuse_unfit_architectures(self) -> None:
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise ValueError(f"{self.family} is an encoder-decoder; sktune tunes decoders and encoders")
+        parameters = inspect.signature(type(self.base).forward).parameters
+        self._takes_position_ids = "position_ids" in parameters
+        if not self._takes_position_ids and self.family not in ALIBI_FAMILIES:
+            raise ValueError(
+                f"{self.family} gives no control over token positions (no `position_ids` argument), "
+                "so a text in front of the input would be misplaced; choose another model"
+            )
+
+    # -- what the model is ------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without its language-model head."""
+        base: PreTrainedModel = getattr(self.model, self.model.base_model_prefix, self.model)
+        return base
+
+    @property
+    def is_encoder(self) -> bool:
+        """True where every token reads every other (BERT, RoBERTa)."""
+        return not getattr(self.config, "is_decoder", False) and any(
+            getattr(module, "is_causal", None) is False for module in self.base.modules()
+        )
+
+    @property
+    def is_language_model(self) -> bool:
+        """True where the model was loaded with its language-model head."""
+        return self.model is not self.base
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of a hidden state."""
+        return int(self.config.hidden_size)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The model's transformer blocks, in order."""
+        parent, name = self._blocks_place()
+        return getattr(parent, name)  # type: ignore[no-any-return]
+
+    def _blocks_place(self) -> tuple[nn.Module, str]:
+        depth = self.config.num_hidden_layers
+        for parent in self.base.modules():
+            for name, child in parent.named_children():
+                if isinstance(child, nn.ModuleList) and len(child) == depth:
+                    return parent, name
+        raise ValueError(f"{self.family}: no list of {depth} blocks found in the model; choose another model")
+
+    @property
+    def key_value_width(self) -> int:
+        """Features of one token's keys (and of its values) in one layer: kv_heads * head_dim."""
+        config = self.config
+        head_dim = getattr(config, "head_dim", None) or self.hidden_size // config.num_attention_heads
+        if self.family == "falcon":  # its cache holds every head in the newer layout, one in multi-query
+            multi_query = config.multi_query and not config.new_decoder_architecture
+            return int(head_dim) * (1 if multi_query else int(config.num_attention_heads))
+        return int(head_dim) * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model can tell apart by position; None where there is no such limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None or self.family in ALIBI_FAMILIES else int(limit) - self._first_position
+
+    @property
+    def _first_position(self) -> int:
+        # RoBERTa and its kin number real tokens from padding_idx + 1.
+        embeddings = getattr(self.base, "embeddings", None)
+        if hasattr(embeddings, "create_position_ids_from_input_ids"):
+            return int(embeddings.padding_idx) + 1
+        return 0
+
+    # -- mode ---------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen means no dropout either: the backbone stays in evaluation mode."""
+        return super().train(False)
+
+    def _checkpoint(self, block: nn.Module) -> None:
+        # transformers' own checkpointing runs only in training mode, which would switch dropout on, and it
+        # takes caches away. `forward` is wrapped, not the call: hooks (ZeRO-3's gathering) stay outside.
+        forward = block.forward
+
+        def checkpointed(*args: Any, **kwargs: Any) -> Any:
+            if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+                return forward(*args, **kwargs)
+            # Nothing random happens in a frozen block, so no random state needs to be kept.
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        block.forward = checkpointed  # type: ignore[method-assign]
+
+    @contextmanager
+    def without_checkpointing(self) -> Iterator[None]:
+        """Runs the block plainly: for short passes, and passes that write a cache."""
+        before, self.gradient_checkpointing = self.gradient_checkpointing, False
+        try:
+            yield
+        finally:
+            self.gradient_checkpointing = before
+
+    @contextmanager
+    def only_first_blocks(self, count: int) -> Iterator[None]:
+        """Inside, the model consists of its first `count` blocks; the ones above are not there to be run."""
+        parent, name = self._blocks_place()
+        blocks = getattr(parent, name)
+        setattr(parent, name, nn.ModuleList(blocks[:count]))
+        try:
+            yield
+        finally:
+            setattr(parent, name, blocks)
+
+    def use_prefix_attention(self) -> None:
+        """Routes attention through the prefix-aware functions; needed once, for SK-Prefix.
+
+        Raises:
+            ValueError: where the architecture neither uses the attention interface nor is known to read a
+                prefix from its cache.
+        """
+        if self.uses_cache_for_prefix:
+            return
+        if not getattr(self.base, "_supports_attention_backend", False):
+            raise ValueError(
+                f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
+                "transformers' attention interface; use sk_prompt"
+            )
+        register_prefix_attention()
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config._attn_implementation = IMPLEMENTATION_PREFIX + self.attn_implementation
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
+        return self.base.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        first_position: int = 0,
+        prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None,
+        with_lm_head: bool = False,
+        keep_positions: torch.Tensor | None = None,
+        **model_inputs: Any,
+    ) -> torch.Tensor:
+        """One pass over right-padded embeddings.
+
+        Args:
+            inputs_embeds: [batch, length, d].
+            attention_mask: [batch, length], 1 for real tokens; padding only on the right.
+            first_position: position of the first token, the length of the text read before it.
+            prefix: per attention module, the keys and values every token can see.
+            with_lm_head: return the language model's logits instead of hidden states.
+            keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
+            model_inputs: further arguments of the model (token_type_ids).
+
+        Returns:
+            Hidden states [batch, length, d], or logits [batch, k or length, vocabulary].
+        """
+        length = inputs_embeds.shape[1]
+        inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **model_inputs}
+        if self._takes_position_ids:
+            start = first_position + self._first_position
+            inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
+                inputs_embeds.shape[0], -1
+            )
+        self._unweave()
+        if prefix is not None:
+            self._weave(prefix, inputs)
+        inputs["use_cache"] = inputs.get("past_key_values") is not None
+        if not with_lm_head:
+            return self.base(**inputs)[0]  # type: ignore[no-any-return]
+        if keep_positions is not None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            inputs["logits_to_keep"] = keep_positions
+            keep_positions = None
+        logits = self.model(**inputs).logits
+        return logits if keep_positions is None else logits[:, keep_positions]  # type: ignore[no-any-return]
+
+    def _weave(self, prefix: Sequence[tuple[nn.Module, LayerKeyValues]], inputs: dict[str, Any]) -> None:
+        if not self.uses_cache_for_prefix:
+            for module, key_values in prefix:
+                set_prefix(module, key_values)
+            self._woven = [module for module, _ in prefix]
+            return
+        mask = inputs["attention_mask"]
+        count = prefix[0][1].key.shape[2]
+        inputs["attention_mask"] = torch.cat((mask.new_ones(mask.shape[0], count), mask), dim=1)
+        inputs["past_key_values"] = PrefixCache([key_values for _, key_values in prefix], mask.shape[0])
+
+    def _unweave(self) -> None:
+        # Not at the end of a pass: gradient checkpointing reads the prefix again in backward.
+        for module in self._woven:
+            set_prefix(module, None)
+        self._woven = []

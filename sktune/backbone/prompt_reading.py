@@ -1,0 +1,105 @@
+"""The first pass: what the frozen model makes of the prompt text (SK-Tuning, sections 4.2 and 4.3).
+
+Both readers take the text's embeddings, so that a trainable copy of them can be read with gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from sktune.backbone.attention import LayerKeyValues, record_keys_and_values
+from sktune.backbone.frozen import Backbone
+
+
+class PromptSemantics(NamedTuple):
+    """Keys and values of the text in every layer, and the attention modules they belong to."""
+
+    modules: list[nn.Module]
+    keys: torch.Tensor
+    """[layers, P, kv_heads * head_dim]"""
+    values: torch.Tensor
+    """[layers, P, kv_heads * head_dim]"""
+    kv_heads: int
+
+
+def _flatten(states: list[torch.Tensor]) -> torch.Tensor:
+    """[1, kv_heads, P, head_dim] of each layer -> [layers, P, kv_heads * head_dim]."""
+    return torch.stack([state[0].transpose(0, 1).flatten(1) for state in states])
+
+
+def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
+    """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).
+
+    Args:
+        backbone: prepared by `use_prefix_attention`.
+        embeds: [1, P, d], the text's token embeddings.
+
+    Raises:
+        ValueError: where the layers do not each have their own attention of one shape.
+    """
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    with backbone.without_checkpointing():
+        if backbone.uses_cache_for_prefix:
+            cache = DynamicCache()
+            backbone(embeds, mask, past_key_values=cache)
+            record = [
+                (module, LayerKeyValues(layer.keys, layer.values))
+                for module, layer in zip(backbone.blocks, cache.layers, strict=True)
+            ]
+        else:
+            with record_keys_and_values() as record:
+                backbone(embeds, mask)
+    modules = [module for module, _ in record]
+    shapes = {(kv.key.shape, kv.value.shape) for _, kv in record}
+    depth = backbone.config.num_hidden_layers
+    if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
+        raise ValueError(
+            f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
+            f"same shape in each of its {depth} layers; use sk_prompt"
+        )
+    key_values = [kv for _, kv in record]
+    return PromptSemantics(
+        modules,
+        _flatten([kv.key for kv in key_values]),
+        _flatten([kv.value for kv in key_values]),
+        key_values[0].key.shape[1],
+    )
+
+
+def read_hidden_states(backbone: Backbone, embeds: torch.Tensor, cut_layer: int) -> torch.Tensor:
+    """What the text is after `cut_layer` blocks (SK-Prompt); the blocks above are not run.
+
+    Args:
+        backbone: the frozen model.
+        embeds: [1, P, d], the text's token embeddings.
+        cut_layer: 0 returns the embeddings themselves (section 4.3), k the hidden states after k blocks.
+
+    Returns:
+        [P, d].
+
+    Raises:
+        ValueError: where the model has fewer blocks.
+    """
+    depth = backbone.config.num_hidden_layers
+    if cut_layer > depth:
+        raise ValueError(f"method.cut_layer: {cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}")
+    if cut_layer == 0:
+        return embeds[0]
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        kept.append(output if isinstance(output, torch.Tensor) else output[0])
+
+    handle = backbone.blocks[cut_layer - 1].register_forward_hook(keep)
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    try:
+        with backbone.without_checkpointing(), backbone.only_first_blocks(cut_layer):
+            backbone(embeds, mask)
+    finally:
+        handle.remove()
+    assert len(kept) == 1
+    return kept[0][0]

@@ -1,0 +1,211 @@
+"""The command line: `sktune train | evaluate | predict | validate`.
+
+`launchers/train.py` and `launchers/evaluate.py` are the same commands for `deepspeed` and `torchrun`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sktune.training.ranks import Ranks
+
+_TRAIN_EXAMPLES = """examples:
+  sktune train recipes/quickstart.yaml training.max_steps=20
+  deepspeed --num_gpus 2 launchers/train.py --recipe recipes/llama7b_conll.yaml
+  deepspeed --num_gpus 2 launchers/train.py --recipe recipes/llama7b_conll.yaml --resume
+"""
+_EVALUATE_EXAMPLES = """examples:
+  sktune evaluate runs/quickstart
+  sktune evaluate runs/quickstart --split validation training.per_device_eval_batch_size=64
+  deepspeed --num_gpus 2 launchers/evaluate.py runs/llama7b_conll
+"""
+_PREDICT_EXAMPLES = """examples:
+  sktune predict runs/quickstart --text "Mira Kovan left the Bertal office on Monday ."
+  sktune predict runs/sentiment --file sentences.txt
+"""
+_VALIDATE_EXAMPLES = """examples:
+  sktune validate recipes/*.yaml
+  sktune validate recipes/llama7b_conll.yaml training.learning_rate=1e-2
+"""
+
+
+def _command(subparsers: Any, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=help_text, description=help_text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return parser
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a training run besides the recipe."""
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe for this run")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output.dir")
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of an evaluation."""
+    parser.add_argument("output", type=Path, help="output.dir of a finished run")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe it was trained with")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sktune", description=__doc__.splitlines()[0] if __doc__ else None)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    train = _command(subparsers, "train", "Train as a recipe says, in this one process.", _TRAIN_EXAMPLES)
+    train.add_argument("recipe", help="a recipe file")
+    add_train_arguments(train)
+    evaluate = _command(subparsers, "evaluate", "Score a trained adapter on a split of its data.", _EVALUATE_EXAMPLES)
+    add_evaluate_arguments(evaluate)
+    predict = _command(subparsers, "predict", "Answer new texts with a trained adapter.", _PREDICT_EXAMPLES)
+    predict.add_argument("output", type=Path, help="output.dir of a finished run")
+    predict.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
+    predict.add_argument("--text", action="append", default=[], help="a text; may be given several times")
+    predict.add_argument("--text-pair", action="append", help="the second text of a pair, one for each --text")
+    predict.add_argument("--file", type=Path, help="a text file, one text a line")
+    predict.add_argument("--json", action="store_true", help="print one JSON object a line, with every detail")
+    validate = _command(subparsers, "validate", "Check recipes, without loading anything.", _VALIDATE_EXAMPLES)
+    validate.add_argument("recipes", nargs="+", metavar="recipe or section.field=value")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `sktune`; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "validate":
+        from sktune.recipe import validate_files
+
+        overrides = [item for item in options.recipes if "=" in item]
+        return validate_files([item for item in options.recipes if "=" not in item], overrides)
+    if options.command == "train":
+        return guarded(run_train, options.recipe, options.overrides, options.resume)
+    if options.command == "evaluate":
+        return guarded(run_evaluate, options.output, options.split, options.overrides)
+    return guarded(_run_predict, options)
+
+
+def guarded(command: Any, *arguments: Any) -> int:
+    """Runs a command; a user's mistake becomes one message and exit status 2, not a traceback.
+
+    SKTUNE_DEBUG=1 shows tracebacks all the same.
+    """
+    try:
+        command(*arguments)
+        return 0
+    except (ValueError, FloatingPointError) as error:
+        if os.environ.get("SKTUNE_DEBUG"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error: {error}" if rank == 0 else f"rank {rank} stopped: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare_process() -> None:
+    """Logging, and the environment that libraries read when they are imported."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("sktune").setLevel(logging.INFO if is_main else logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
+    """`sktune train`, on this rank."""
+    from sktune.recipe import load_recipe_document
+
+    loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
+    ranks = _join(loaded.recipe.distributed.timeout_seconds)
+    from sktune.training.run import train
+
+    summary = train(loaded, ranks)
+    _leave()
+    if ranks.is_main:
+        _print_summary(summary, loaded.recipe.output.dir, loaded.recipe.tracking)
+
+
+def _print_summary(summary: dict[str, Any], output_dir: str, tracking: Any) -> None:
+    for name in sorted(summary):
+        value = summary[name]
+        if "/rank" not in name and value is not None:
+            shown = f"{value:,.4f}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+            print(f"  {name:<48} {shown:>18}")
+    print(f"adapter: {output_dir}/adapter")
+    if tracking.enabled:
+        where = f"mlflow ui --backend-store-uri {tracking.tracking_uri}"
+        print(f"tracked: {tracking.tracking_uri}" + (f"  ({where})" if tracking.tracking_uri.startswith("sqlite") else ""))
+
+
+def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:
+    """`sktune evaluate`, on this rank."""
+    from sktune.inference import adapter_folder, evaluate_run
+    from sktune.recipe import load_recipe
+
+    timeout = load_recipe(adapter_folder(output) / "recipe.yaml", overrides).distributed.timeout_seconds
+    ranks = _join(timeout)
+    result = evaluate_run(output, split, ranks, overrides)
+    _leave()
+    if ranks.is_main:
+        print(json.dumps(result, indent=1))
+
+
+def _join(timeout_seconds: int) -> Ranks:
+    _prepare_process()
+    from sktune.training.ranks import start_ranks
+
+    return start_ranks(timeout_seconds)
+
+
+def _leave() -> None:
+    from sktune.training.ranks import leave_ranks
+
+    leave_ranks()
+
+
+def _run_predict(options: argparse.Namespace) -> None:
+    texts: list[str] = list(options.text)
+    if options.file is not None:
+        try:
+            texts += [line for line in options.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise ValueError(f"--file: {options.file} cannot be read: {error.strerror}") from error
+    if not texts:
+        raise ValueError("--text: nothing to predict; give --text or --file")
+    ranks = _join(1800)
+    from sktune.inference import predict
+
+    for answer in predict(options.output, texts, options.text_pair, ranks, options.overrides):
+        print(json.dumps(answer, ensure_ascii=False) if options.json else _as_line(answer))
+
+
+def _as_line(answer: dict[str, Any]) -> str:
+    text = answer["text"]
+    if "entities" in answer:
+        found = ", ".join(f"{e['text']} [{e['type']}]" for e in answer["entities"]) or "no entities"
+        return f"{text}\n  -> {found}"
+    if "label" in answer:
+        return f"{text}\n  -> {answer['label']} ({answer['probabilities'][answer['label']]:.3f})"
+    return f"{text}\n  -> {answer.get('generated', answer.get('value'))}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Prompt and target in one sequence, for the language model's own likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
+from sktune.data.tokenization import continuation, tokenize
+from sktune.recipe.schema import DataSection, TaskSection
+
+
+def encode_causal(
+    examples: Sequence[Example],
+    prompts: Sequence[str],
+    task: TaskSection,
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] | None,
+    *,
+    add_special_tokens: bool,
+    split: str,
+    score_candidates: bool,
+) -> EncodedSplit:
+    """Rows of prompt tokens, target tokens and the end-of-sequence token; labels on target and end only.
+
+    The target is `task.label_words` of the example's label, or the target text, tokenized as the continuation
+    after a space. Where both do not fit into `data.max_length`, the prompt loses its end; one token of it
+    always stays, and only a target that then still does not fit loses its own end.
+
+    With `score_candidates` every example becomes one row per label, in the order of `labels`: `group` is the
+    example's number, `candidate` the label's, and the labels are on the candidate's tokens and its end, as in
+    training. Without, a label outside the label set leaves the prompt alone, unlabelled.
+
+    Raises:
+        ValueError: for a tokenizer without an end-of-sequence token, or candidates without label words.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise ValueError(f"task.name: causal_lm needs an end-of-sequence token; tokenizer {name} has none.")
+    if score_candidates and (task.label_words is None or not labels):
+        raise ValueError("task.label_words: scoring candidates needs the words of each label.")
+    words = {label: _target(tokenizer, text, eos) for label, text in (task.label_words or {}).items()}
+
+    tokenized = tokenize(
+        tokenizer, prompts, None, max_length=None, add_special_tokens=add_special_tokens, token_type_ids=False
+    )
+    rows: list[Row] = []
+    cut_prompts: set[int] = set()
+    cut_targets: set[int] = set()
+    for group, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
+        prompt = tokens.input_ids
+        if add_special_tokens and len(prompt) > 1 and prompt[-1] == eos:
+            prompt = prompt[:-1]  # some tokenizers end every text; the answer is still to come
+        reference = str(example.reference)
+        if score_candidates:
+            targets = [words[label] for label in labels or ()]
+        elif task.label_words is not None:
+            targets = [words.get(reference, [])]
+        else:
+            targets = [_target(tokenizer, reference, eos)]
+        for candidate, target in enumerate(targets):
+            kept_prompt = prompt[: max(1, data.max_length - len(target))]
+            kept_target = target[: data.max_length - len(kept_prompt)]
+            if len(kept_prompt) < len(prompt):
+                cut_prompts.add(group)
+            if len(kept_target) < len(target):
+                cut_targets.add(group)
+            rows.append(
+                Row(
+                    index=len(rows),
+                    input_ids=kept_prompt + kept_target,
+                    token_type_ids=None,
+                    labels=[ABSENT] * len(kept_prompt) + kept_target,
+                    reference=reference,
+                    group=group,
+                    candidate=candidate,
+                )
+            )
+    report = []
+    for what, numbers in (("inputs", cut_prompts), ("targets", cut_targets)):
+        if numbers:
+            cut = f"{len(numbers)} of {len(examples)} {what} truncated"
+            report.append(f"{split}: {cut} to {data.max_length} tokens")
+    if empty := sum(not prompt.strip() for prompt in prompts):
+        report.append(f"{split}: {empty} of {len(examples)} texts are empty")
+    return EncodedSplit(rows, report)
+
+
+def _target(tokenizer: PreTrainedTokenizerBase, text: str, eos: int) -> list[int]:
+    return [*continuation(tokenizer, text), eos]

@@ -1,0 +1,161 @@
+"""Labels: from the values of a column to names, and from names to the label set."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sktune.data.examples import Example
+from sktune.data.tags import iob2_labels
+
+
+def as_integer(value: Any) -> int | None:
+    """The integer that a value is or spells, else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds no label: null, nothing, or not a number."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def named(value: Any, class_names: Sequence[str] | None, given: Sequence[str] | None, where: str) -> str:
+    """The name of a label.
+
+    A ClassLabel's number takes its name from the data set. An integer without names is an index into the
+    recipe's `task.labels`, unless these hold integers themselves; without `task.labels` its digits are its
+    name.
+
+    Raises:
+        ValueError: for an integer outside the names, beginning with `where`.
+    """
+    number = as_integer(value)
+    names = class_names
+    if names is None and given is not None and value not in given:
+        names = given if all(as_integer(name) is None for name in given) else None
+    if number is None or (names is None and isinstance(value, str)):
+        return str(value)
+    if names is None:
+        return str(number)
+    if not 0 <= number < len(names):
+        raise ValueError(f"{where}: label {number} is outside the {len(names)} names {', '.join(names)}.")
+    return names[number]
+
+
+def label_names(
+    values: Sequence[Any], class_names: Sequence[str] | None, given: Sequence[str] | None, where: str
+) -> list[str | None]:
+    """The label name of every row, None where it is missing.
+
+    Missing are empty cells, -1 in a ClassLabel column, and -1 throughout a split (hidden test labels). A -1
+    beside other plain integers is a label like any other.
+    """
+    hidden = class_names is not None or all_hidden(values)
+    return [
+        None
+        if is_missing(value) or (hidden and as_integer(value) == -1)
+        else named(value, class_names, given, f"{where}, row {row}")
+        for row, value in enumerate(values)
+    ]
+
+
+def numbers(values: Sequence[Any], where: str) -> list[float | None]:
+    """The numbers of a regression column, None where missing (see `label_names`).
+
+    Raises:
+        ValueError: naming the row of a value that is no finite number.
+    """
+    hidden = all_hidden(values)
+    result: list[float | None] = []
+    for row, value in enumerate(values):
+        if is_missing(value) or (hidden and as_integer(value) == -1):
+            result.append(None)
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{where}, row {row}: regression needs a finite number, not {value!r}.")
+        result.append(number)
+    return result
+
+
+def all_hidden(values: Sequence[Any]) -> bool:
+    """Whether every label of a split is -1, as published test sets hide them."""
+    return bool(values) and all(as_integer(value) == -1 for value in values)
+
+
+def infer_labels(train: Sequence[Example], class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The label set of a training split.
+
+    IOB2 tags: O first, then B-X and I-X of each type. Else the ClassLabel's names in their order, or the
+    names that occur: integers by value, all others sorted as text.
+
+    Raises:
+        ValueError: where fewer than two labels occur.
+    """
+    occurring = _label_counts(train)
+    if any(example.words for example in train):
+        labels = iob2_labels(occurring)
+    elif class_names is not None:
+        labels = tuple(class_names)
+    elif all(as_integer(name) is not None for name in occurring):
+        labels = tuple(sorted(occurring, key=int))
+    else:
+        labels = tuple(sorted(occurring))
+    if len(labels) < 2:
+        raise ValueError(
+            f"the training split holds the label {labels[0]!r} only, so there is nothing to learn. "
+            "Check the label or tag column, or set task.labels."
+        )
+    return labels
+
+
+def check_training_labels(train: Sequence[Example], labels: Sequence[str], field: str, where: str) -> None:
+    """Refuse a training label outside the label set that the recipe's `field` gives."""
+    known = set(labels)
+    for example in train:
+        unknown = [name for name in _names(example) if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{where}, row {example.row}: label {unknown[0]!r} is not in {field} ({', '.join(labels)}). "
+                f"Add it there, or correct the data."
+            )
+
+
+def unseen_labels(examples: Sequence[Example], labels: Sequence[str], split: str) -> list[str]:
+    """One report line on labels of an evaluation split that training does not know."""
+    unseen = {name: n for name, n in _label_counts(examples).items() if name not in set(labels)}
+    if not unseen:
+        return []
+    listed = ", ".join(f"{name} ({n})" for name, n in sorted(unseen.items()))
+    return [f"{split}: labels that training does not have, always counted as wrong: {listed}"]
+
+
+def absent_labels(train: Sequence[Example], labels: Sequence[str]) -> list[str]:
+    """One report line on labels without any training example (I- tags of one-word entities are no
+    surprise).
+    """
+    occurring = _label_counts(train)
+    absent = [name for name in labels if name not in occurring and not name.startswith("I-")]
+    return [f"train: no example of {', '.join(absent)}"] if absent else []
+
+
+def _names(example: Example) -> Iterable[str]:
+    return example.reference if isinstance(example.reference, tuple) else (str(example.reference),)
+
+
+def _label_counts(examples: Iterable[Example]) -> Counter[str]:
+    return Counter(name for example in examples for name in _names(example))

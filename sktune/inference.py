@@ -1,0 +1,165 @@
+"""Using a trained adapter: scores of a split, and answers to new texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sktune.data import Example, Row
+from sktune.recipe import LoadedRecipe, load_recipe_document
+from sktune.tasks.predictions import answers_of
+from sktune.training.assembly import ADAPTER_RECIPE, Assembly, assemble, put_weights, read_adapter
+from sktune.training.evaluation import evaluate, model_inputs
+from sktune.training.ranks import Ranks
+from sktune.training.reporting import write_predictions
+from sktune.training.run import ADAPTER_FOLDER, build_engine
+
+SPLITS = ("train", "validation", "test")
+
+
+def adapter_folder(output: Path) -> Path:
+    """The adapter in a run's output folder, or the folder itself where it is one.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for folder in (output / ADAPTER_FOLDER, output):
+        if (folder / ADAPTER_RECIPE).is_file() and (folder / "adapter.json").is_file():
+            return folder
+    raise ValueError(f"{output}: no trained adapter here; give the output.dir of a finished run")
+
+
+def load_trained(output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True) -> tuple[LoadedRecipe, Assembly]:
+    """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
+    folder = adapter_folder(output)
+    loaded = load_recipe_document(folder / ADAPTER_RECIPE, overrides)
+    weights, labels = read_adapter(folder)
+    assembly = assemble(loaded.recipe, ranks, labels=labels, read_data=read_data)
+    put_weights(assembly.model, weights, str(folder))
+    return loaded, assembly
+
+
+def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Scores a trained adapter on a split of its data; writes `evaluation/<split>.json` and the predictions.
+
+    Returns:
+        The metrics, and `per_type` for token classification.
+
+    Raises:
+        ValueError: for an unknown split, or one that the recipe does not name.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+    loaded, assembly = load_trained(output, ranks, overrides)
+    assert assembly.raw is not None
+    rows = assembly.encode_for_scoring(getattr(assembly.raw, split), split)
+    if rows is None:
+        raise ValueError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
+    engine, _ = build_engine(assembly, ranks)
+    recipe = loaded.recipe
+    scores = evaluate(
+        engine, rows, assembly.collator, ranks, recipe.task, assembly.labels, recipe.training.per_device_eval_batch_size
+    )
+    result: dict[str, Any] = dict(scores.metrics)
+    if scores.per_type:
+        result["per_type"] = scores.per_type
+    if ranks.is_main:
+        write_predictions(scores, output / "evaluation" / f"{split}.predictions.jsonl")
+        (output / "evaluation" / f"{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    ranks.barrier()
+    return result
+
+
+def predict(
+    output: Path, texts: Sequence[str], pairs: Sequence[str] | None, ranks: Ranks, overrides: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Answers for new texts, in order, in the words of the training data.
+
+    Args:
+        output: the run's folder.
+        texts: for token classification, words separated by spaces.
+        pairs: second texts, for tasks on pairs.
+        ranks: this process, alone.
+        overrides: changes of the recipe.
+
+    Yields:
+        `text` with, by task: `words` and `tags` and `entities`; `label` and `probabilities`; `value`; `generated`.
+
+    Raises:
+        ValueError: for a missing or superfluous second text, and where the output folder holds no adapter.
+    """
+    loaded, assembly = load_trained(output, ranks, overrides, read_data=False)
+    recipe, task = loaded.recipe, loaded.recipe.task
+    wants_pairs = recipe.data.text_pair_column is not None
+    if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
+        need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
+        raise ValueError(f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}")
+    assembly.model.to(ranks.device).eval()
+    with torch.no_grad():
+        for number, text in enumerate(texts):
+            words = tuple(text.split()) if task.name == "token_classification" else ()
+            reference: Any = ("O",) * len(words) if words else (0.0 if task.name == "regression" else "")
+            if task.name == "token_classification" and not words:
+                raise ValueError(f"--text: {text!r} has no words")
+            example = Example(0, text, pairs[number] if pairs else None, words, reference)
+            rows = list(assembly.encode([example], "text", score_candidates=task.label_words is not None).rows)
+            if task.name == "causal_lm" and task.label_words is None:
+                prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
+                yield {"text": text, "generated": generate(assembly, prompt, task.max_new_tokens)}
+            else:
+                yield {"text": text, **_answer(assembly, rows, words)}
+
+
+def _answer(assembly: Assembly, rows: list[Row], words: Sequence[str]) -> dict[str, Any]:
+    batch = assembly.collator(rows)
+    device = next(iter(assembly.model.method.buffers()), batch["input_ids"]).device  # type: ignore[attr-defined]
+    output = assembly.model(**model_inputs(batch, device))
+    task = assembly.recipe.task
+    answers = answers_of(output, rows, batch["attention_mask"], task, assembly.labels)
+    answer = answers[rows[0].index]
+    if task.name == "token_classification":
+        return {"words": list(words), "tags": answer, "entities": entities(words, answer)}
+    if task.name == "regression":
+        return {"value": answer}
+    if task.name == "causal_lm":
+        assert assembly.labels is not None
+        shares = torch.tensor([-answers[row.index][0] for row in rows]).softmax(0).tolist()
+        answer = dict(zip(assembly.labels, shares, strict=True))
+    return {"label": max(answer, key=answer.get), "probabilities": answer}
+
+
+def entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, str]]:
+    """The entities that IOB2 tags spell out, as texts with their types."""
+    found: list[dict[str, str]] = []
+    open_type: str | None = None
+    for word, tag in zip(words, tags, strict=True):
+        mark, _, kind = tag.partition("-")
+        if mark == "I" and kind == open_type:
+            found[-1]["text"] += f" {word}"
+        elif mark in ("B", "I"):
+            found.append({"text": word, "type": kind})
+        open_type = kind if mark in ("B", "I") else None
+    return found
+
+
+@torch.no_grad()
+def generate(assembly: Assembly, prompt: Sequence[int], max_new_tokens: int) -> str:
+    """Greedy continuation of a prompt by the tuned language model, up to its end token or `max_new_tokens`."""
+    model, tokenizer = assembly.model, assembly.tokenizer
+    device = next(model.parameters()).device
+    ids, produced = list(prompt), []
+    for _ in range(max_new_tokens):
+        embeds = model.backbone.embed(torch.tensor([ids], device=device))
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=device)
+        last = torch.tensor([len(ids) - 1], device=device)
+        logits = model.method(model.backbone, embeds, mask, with_lm_head=True, keep_positions=last)
+        token = int(logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+        produced.append(token)
+    return str(tokenizer.decode(produced, skip_special_tokens=True)).strip()

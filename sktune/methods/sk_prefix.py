@@ -1,0 +1,72 @@
+"""SK-Prefix: every layer of the second pass sees refined keys and values of the text (section 4.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
+from sktune.backbone.attention import LayerKeyValues
+from sktune.methods.adapter import SemanticAdapter
+from sktune.methods.prompt_text import PromptText, encode_prompt_text
+from sktune.recipe.schema import SKPrefixMethod
+
+
+class SKPrefix(nn.Module):
+    """z_i = F_i(K_i, V_i) in front of layer i's own keys and values, visible from every position.
+
+    One adapter for the keys and one for the values, of each layer or (`shared`) of all layers together.
+    """
+
+    reads_text = True
+
+    def __init__(self, method: SKPrefixMethod, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        backbone.use_prefix_attention()
+        self.text = PromptText(
+            encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text
+        )
+        self.layers = backbone.config.num_hidden_layers
+        self.shared = method.shared
+        self.read_once = method.semantics == "cached" and not method.trainable_text
+        self.adapter = SemanticAdapter(method, 2 * (1 if method.shared else self.layers), backbone.key_value_width)
+        self._semantics: PromptSemantics | None = None
+
+    def prompt_length(self) -> int:
+        return len(self.text)
+
+    def _read(self, backbone: Backbone) -> PromptSemantics:
+        if self._semantics is not None:
+            return self._semantics
+        # Without a trainable text the semantics are a constant of the frozen model.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.text.change is not None):
+            semantics = read_keys_and_values(backbone, self.text(backbone))
+        if self.read_once:
+            self._semantics = semantics
+        return semantics
+
+    def prefix(self, backbone: Backbone) -> list[tuple[nn.Module, LayerKeyValues]]:
+        """Each attention module with its refined keys and values, [1, kv_heads, P, head_dim] in its dtype."""
+        semantics = self._read(backbone)
+        both = torch.stack((semantics.keys, semantics.values))  # [2, layers, P, width]
+        positions, width = both.shape[2:]
+        if self.shared:
+            refined = self.adapter(both.flatten(1, 2)).view(2, self.layers, positions, width)
+        else:
+            refined = self.adapter(both.flatten(0, 1)).view(2, self.layers, positions, width)
+        heads = refined.to(both.dtype).unflatten(-1, (semantics.kv_heads, -1)).transpose(2, 3)
+        return [
+            (module, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
+            for i, module in enumerate(semantics.modules)
+        ]
+
+    def forward(
+        self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        prefix = self.prefix(backbone)
+        return backbone(  # type: ignore[no-any-return]
+            inputs_embeds, attention_mask, first_position=len(self.text), prefix=prefix, **options
+        )

@@ -1,0 +1,60 @@
+"""The typed recipe: schema, loading, overrides, and every error at once.
+
+Imports neither torch nor transformers, so that checking a recipe is instant.
+"""
+
+from sktune.recipe.errors import Problem, RecipeError
+from sktune.recipe.loading import (
+    LoadedRecipe,
+    dump_recipe,
+    flatten,
+    load_recipe,
+    load_recipe_document,
+    parse_recipe,
+    validate_files,
+)
+from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
+from sktune.recipe.schema import (
+    DataSection,
+    DistributedSection,
+    HeadOnlyMethod,
+    MethodSection,
+    ModelSection,
+    OutputSection,
+    QuantizationSection,
+    Recipe,
+    SKMethod,
+    SKPrefixMethod,
+    SKPromptMethod,
+    TaskSection,
+    TrackingSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "DEEPSPEED_PRESETS",
+    "DataSection",
+    "DistributedSection",
+    "HeadOnlyMethod",
+    "LoadedRecipe",
+    "MethodSection",
+    "ModelSection",
+    "OutputSection",
+    "Problem",
+    "QuantizationSection",
+    "Recipe",
+    "RecipeError",
+    "SKMethod",
+    "SKPrefixMethod",
+    "SKPromptMethod",
+    "TaskSection",
+    "TrackingSection",
+    "TrainingSection",
+    "dump_recipe",
+    "flatten",
+    "load_recipe",
+    "load_recipe_document",
+    "metrics_of",
+    "parse_recipe",
+    "validate_files",
+]

@@ -1,0 +1,164 @@
+"""Recipe files as YAML: read with line numbers and without YAML 1.1's surprises, and written back.
+
+The loader is PyYAML's safe one with YAML 1.2's plain scalars: `1e-3` is a number, while `no`, `off`,
+`1:30` and `2024-01-01` are texts (a field that takes true or false accepts `no` and `off` all the same).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sktune.recipe.errors import Problem, RecipeError
+
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_NUMBER_STARTS = list("-+.0123456789")
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2 scalars."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own shape)
+
+    def read_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def read_float(self, node: yaml.ScalarNode) -> float:
+        text = self.construct_scalar(node).lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name, _pattern, _starts in (
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", _INT, _NUMBER_STARTS),
+    ("float", _FLOAT, _NUMBER_STARTS),
+    ("null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("merge", re.compile(r"<<$"), ["<"]),
+):
+    RecipeLoader.add_implicit_resolver(_TAG + _name, _pattern, _starts)
+RecipeLoader.add_constructor(_TAG + "int", RecipeLoader.read_int)
+RecipeLoader.add_constructor(_TAG + "float", RecipeLoader.read_float)
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """The safe dumper; it also quotes texts that `RecipeLoader` alone would read as numbers."""
+
+
+RecipeDumper.add_implicit_resolver(_TAG + "int", _INT, _NUMBER_STARTS)
+RecipeDumper.add_implicit_resolver(_TAG + "float", _FLOAT, _NUMBER_STARTS)
+
+
+@dataclass
+class Document:
+    """A YAML file's mapping, the line of every dotted key, and what is wrong with the keys themselves."""
+
+    mapping: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as on the right of an override. Raises yaml.YAMLError."""
+    return yaml.load(text, RecipeLoader)
+
+
+def to_yaml(mapping: dict[str, Any]) -> str:
+    """YAML text in the mapping's own order."""
+    return yaml.dump(mapping, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_document(path: Path) -> Document:
+    """Read one recipe file; duplicate and non-text keys are collected in `problems`.
+
+    Raises:
+        RecipeError: The file is missing or unreadable, is not YAML, or is not a mapping.
+    """
+    loader = None
+    try:
+        loader = RecipeLoader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        document = Document({})
+        if node is not None:
+            _collect_keys(node, "", document, open_nodes=set())
+            content = loader.construct_document(node)
+            if isinstance(content, dict):
+                document.mapping = content
+                return document
+    except OSError as error:
+        raise RecipeError(str(path), [_unreadable(path, error)]) from None
+    except UnicodeDecodeError as error:
+        problem = Problem("", f"is not UTF-8 text: {error.reason}", cure="save it as UTF-8.", place=str(path))
+        raise RecipeError(str(path), [problem]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(str(path), [_not_yaml(path, error)]) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    problem = Problem(
+        "",
+        "is empty" if node is None else "is not a mapping of sections",
+        allowed="the sections model, method, task, data, output and others, each with its fields below it",
+        cure="start from a copy of recipes/quickstart.yaml.",
+        place=str(path),
+    )
+    raise RecipeError(str(path), [problem])
+
+
+def _collect_keys(node: yaml.Node, prefix: str, document: Document, open_nodes: set[int]) -> None:
+    """Note every key's line; find keys given twice, keys that are not text, and anchors inside themselves."""
+    if id(node) in open_nodes:
+        raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
+    inside = open_nodes | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _collect_keys(item, f"{prefix}.{index}", document, inside)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        name = f"{prefix}.{key.value}" if prefix else str(key.value)
+        line = key.start_mark.line + 1
+        if key.tag not in (_TAG + "str", _TAG + "merge"):
+            document.problems.append(Problem(name, "a key must be text", "text", "put the key in quotes."))
+        elif name in first:
+            message = f"is given twice: on line {first[name]} and again on line {line}"
+            document.problems.append(Problem(name, message, "each key once", "keep one of the two."))
+        first.setdefault(name, line)
+        document.lines[name] = line
+        _collect_keys(value, name, document, inside)
+
+
+def _unreadable(path: Path, error: OSError) -> Problem:
+    if path.is_dir():
+        message, cure = "is a folder", f"name its files: {path}/*.yaml"
+    elif not path.exists():
+        beside = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        message = "does not exist"
+        cure = f"did you mean {path.parent / near[0]}?" if near else "check the path."
+    else:
+        message, cure = f"cannot be read: {error.strerror}", "check the file's permissions."
+    return Problem("", message, "a YAML file", cure, place=str(path))
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    if "mapping values" in what:
+        cure = "check the indentation; a text that contains `: ` needs quotes."
+    elif "\\t" in what:
+        cure = "indent with spaces, not tabs."
+    else:
+        cure = "check indentation, brackets and quotes up to this place."
+    return Problem("", f"is not valid YAML: {what}", cure=cure, place=place)

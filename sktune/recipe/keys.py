@@ -1,0 +1,112 @@
+"""Which keys a recipe knows, what each of them allows, and what a wrong key was probably meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from sktune.recipe.schema import Recipe, Section
+
+
+def _variants(annotation: Any) -> dict[str, type[Section]]:
+    """The section's class, or for a discriminated union each class by its `name`."""
+    members = get_args(annotation)
+    if not members:
+        return {"": annotation}
+    return {get_args(member.model_fields["name"].annotation)[0]: member for member in members}
+
+
+SECTIONS: dict[str, dict[str, type[Section]]] = {
+    name: _variants(info.annotation) for name, info in Recipe.model_fields.items()
+}
+
+# Names that other tools use for the same thing; close spelling alone would not find them.
+KNOWN_ELSEWHERE = {
+    "lr": "training.learning_rate",
+    "batch_size": "training.per_device_train_batch_size",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "train_batch_size": "training.per_device_train_batch_size",
+    "epochs": "training.num_train_epochs",
+    "steps": "training.max_steps",
+    "patience": "training.early_stopping_patience",
+    "scheduler": "training.lr_scheduler_type",
+    "model_name_or_path": "model.name_or_path",
+    "torch_dtype": "model.dtype",
+    "prompt": "method.text",
+    "prompt_text": "method.text",
+    "dataset": "data.path",
+    "dataset_name": "data.path",
+    "max_seq_length": "data.max_length",
+    "output_dir": "output.dir",
+    "overwrite_output_dir": "output.overwrite",
+    "resume_from_checkpoint": "training.resume",
+    "zero_stage": "distributed.deepspeed",
+    "bits": "quantization.load_in_4bit",
+}
+
+_TYPE_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+    dict: "`name: text` lines",
+    NoneType: "null",
+}
+
+
+def keys_of(section: str) -> list[str]:
+    """All keys of a section, in the schema's order, over all its variants."""
+    return list(dict.fromkeys(key for cls in SECTIONS[section].values() for key in cls.model_fields))
+
+
+def field_info(section: str, key: str) -> FieldInfo | None:
+    """The schema's entry of `section.key`, or None where there is none."""
+    for cls in SECTIONS.get(section, {}).values():
+        if key in cls.model_fields:
+            return cls.model_fields[key]
+    return None
+
+
+def allowed_in(info: FieldInfo) -> str:
+    """What a field takes, in words: the choices, or the type with its range."""
+    limits = []
+    for rule in info.metadata:
+        if isinstance(rule, annotated_types.MinLen):
+            limits.append("not empty")
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+            if (bound := getattr(rule, name, None)) is not None:
+                limits.append(f"{sign} {bound}")
+    return ", ".join([_type_in_words(info.annotation), *limits])
+
+
+def _type_in_words(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    if origin in (Union, UnionType):
+        return " or ".join(_type_in_words(member) for member in get_args(annotation))
+    return _TYPE_NAMES.get(origin or annotation, str(annotation))
+
+
+def suggest(section: str | None, key: str) -> str:
+    """The dotted name a wrong key was probably meant to be, or an empty string.
+
+    Looks among the section's own keys first, then for the same or a similar key in the other sections;
+    with `section` None the key stood at the top level, where section names come first.
+    """
+    own = list(SECTIONS) if section is None else [f"{section}.{name}" for name in keys_of(section)]
+    if near := _nearest(key, own):
+        return near
+    everywhere = [f"{other}.{name}" for other in SECTIONS for name in keys_of(other)]
+    return KNOWN_ELSEWHERE.get(key.lower()) or _nearest(key, everywhere)
+
+
+def _nearest(key: str, dotted: list[str]) -> str:
+    last = {name.rpartition(".")[2]: name for name in reversed(dotted)}
+    near = difflib.get_close_matches(key.lower(), last, n=1, cutoff=0.75)
+    return last[near[0]] if near else ""

@@ -1,0 +1,29 @@
+"""Rules between fields and sections, beyond what the schema says of each field alone.
+
+A rule is a function whose parameters are named after the sections it reads and which yields a `Problem` for
+whatever is wrong. It runs when all of its sections passed the schema. An option that was given and would
+silently do nothing is a problem too, so that nobody tunes a knob that is not connected.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+
+from sktune.recipe.errors import Problem
+from sktune.recipe.rules import data, method, model, task, training
+from sktune.recipe.schema import Section
+
+Rule = Callable[..., Iterator[Problem]]
+
+RULES: tuple[Rule, ...] = (*model.RULES, *method.RULES, *task.RULES, *data.RULES, *training.RULES)
+
+
+def broken_rules(sections: Mapping[str, Section]) -> list[Problem]:
+    """Run every rule whose sections are all present and collect what they find."""
+    problems: list[Problem] = []
+    for rule in RULES:
+        names = list(inspect.signature(rule).parameters)
+        if all(name in sections for name in names):
+            problems += rule(*(sections[name] for name in names))
+    return problems

@@ -1,0 +1,109 @@
+"""Rules of the run: evaluation, schedule, DeepSpeed and output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sktune.recipe.errors import Problem
+from sktune.recipe.rules.idle import idle
+from sktune.recipe.schema import DataSection, DistributedSection, OutputSection, TaskSection, TrainingSection
+
+DEEPSPEED_PRESETS = ("zero3", "zero3_offload", "zero2")
+
+
+def metrics_of(task: TaskSection) -> tuple[str, ...]:
+    """The names a task's evaluation reports, its main metric first."""
+    match task.name:
+        case "token_classification":
+            return ("f1", "precision", "recall", "accuracy", "loss")
+        case "sequence_classification" | "pair_classification":
+            return ("accuracy", "f1", "matthews", "loss")
+        case "regression":
+            return ("spearman", "pearson", "mse", "loss")
+        case "causal_lm":
+            return ("perplexity", "loss") if task.label_words is None else ("accuracy", "f1", "loss")
+
+
+def best_metric_is_one_of_the_task(training: TrainingSection, task: TaskSection) -> Iterator[Problem]:
+    metric = training.metric_for_best_model
+    if metric is not None and metric not in metrics_of(task):
+        yield Problem(
+            "training.metric_for_best_model",
+            f"is not a metric of {task.name}",
+            ", ".join(metrics_of(task)),
+            f"use one of those, or leave it out for {metrics_of(task)[0]}.",
+        )
+
+
+def evaluation_needs_validation_data(training: TrainingSection, data: DataSection) -> Iterator[Problem]:
+    if data.validation is not None:
+        return
+    for key in ("eval_steps", "early_stopping_patience", "metric_for_best_model"):
+        if getattr(training, key) is not None:
+            why = "data.validation is null, so nothing is evaluated"
+            yield from idle("training", training, (key,), why, "name a split or file in data.validation.")
+
+
+def threshold_needs_patience(training: TrainingSection) -> Iterator[Problem]:
+    if training.early_stopping_patience is None:
+        keys, why = ("early_stopping_threshold",), "early stopping is off"
+        yield from idle("training", training, keys, why, "set training.early_stopping_patience.")
+
+
+def warmup_fits_into_training(training: TrainingSection) -> Iterator[Problem]:
+    warmup, total = training.warmup_steps, training.max_steps
+    if warmup is not None and total is not None and warmup > total:
+        yield Problem(
+            "training.warmup_steps",
+            f"is more than training.max_steps ({total}): the learning rate never arrives",
+            f"0 to {total}",
+            "lower it, or leave it out for warmup_ratio.",
+        )
+
+
+def head_rate_needs_a_head(training: TrainingSection, task: TaskSection) -> Iterator[Problem]:
+    if task.name == "causal_lm" and training.head_learning_rate is not None:
+        why = "causal_lm has no head"
+        yield from idle("training", training, ("head_learning_rate",), why, "choose a task with a head.")
+
+
+def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator[Problem]:
+    choice = distributed.deepspeed
+    if choice is None or choice in DEEPSPEED_PRESETS:
+        return
+    path = Path(choice)
+    if path.suffix != ".json" or not path.is_file():
+        yield Problem(
+            "distributed.deepspeed",
+            "no such DeepSpeed file" if path.suffix == ".json" else "neither a preset nor a .json file",
+            f"{', '.join(DEEPSPEED_PRESETS)}, null, or an existing .json file (seen from the working folder)",
+            "use a preset, or correct the path.",
+        )
+
+
+def output_has_a_name(output: OutputSection) -> Iterator[Problem]:
+    if not output.dir.strip():
+        yield Problem("output.dir", "is blank", "a folder for this run", "for example `dir: runs/my_run`.")
+
+
+def resume_keeps_what_is_there(training: TrainingSection, output: OutputSection) -> Iterator[Problem]:
+    if training.resume == "auto" and output.overwrite:
+        yield Problem(
+            "output.overwrite",
+            "a folder cannot be both started anew and resumed (training.resume: auto)",
+            "false with training.resume: auto",
+            "set output.overwrite: false, or training.resume: never.",
+        )
+
+
+RULES = (
+    best_metric_is_one_of_the_task,
+    evaluation_needs_validation_data,
+    threshold_needs_patience,
+    warmup_fits_into_training,
+    head_rate_needs_a_head,
+    deepspeed_is_a_preset_or_a_file,
+    output_has_a_name,
+    resume_keeps_what_is_there,
+)

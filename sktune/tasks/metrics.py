@@ -1,0 +1,85 @@
+"""Scores of a whole split, computed once from all ranks' predictions, never as a mean of batch means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from seqeval.metrics import accuracy_score as tag_accuracy
+from seqeval.metrics import classification_report
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+SMALLER_IS_BETTER = frozenset({"loss", "perplexity", "mse"})
+
+
+def entity_metrics(
+    references: Sequence[list[str]], predictions: Sequence[list[str]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Entity-level scores as the CoNLL-2003 evaluation counts: an entity is right when span and type both are.
+
+    Args:
+        references: gold IOB2 tags of each sentence.
+        predictions: predicted tags of the same lengths.
+
+    Returns:
+        (f1, precision, recall of all entities together, accuracy of single tags), and per type the same three
+        with its support.
+    """
+    report = classification_report(
+        list(references), list(predictions), output_dict=True, zero_division=0
+    )
+    micro = report["micro avg"]
+    overall = {
+        "f1": float(micro["f1-score"]),
+        "precision": float(micro["precision"]),
+        "recall": float(micro["recall"]),
+        "accuracy": float(tag_accuracy(list(references), list(predictions))),
+    }
+    per_type = {
+        name: {
+            "f1": float(scores["f1-score"]),
+            "precision": float(scores["precision"]),
+            "recall": float(scores["recall"]),
+            "support": int(scores["support"]),
+        }
+        for name, scores in report.items()
+        if not name.endswith(" avg")
+    }
+    return overall, per_type
+
+
+def class_metrics(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Accuracy, macro F1 (binary F1 of the positive class is in the per-class report) and Matthews correlation."""
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(references, predictions)),
+    }
+
+
+def regression_metrics(references: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
+    """Pearson and Spearman correlation (0 where a constant leaves them undefined) and mean squared error."""
+    x, y = np.asarray(references, dtype=float), np.asarray(predictions, dtype=float)
+    defined = len(x) > 1 and x.std() > 0 and y.std() > 0
+    return {
+        "pearson": float(pearsonr(x, y).statistic) if defined else 0.0,
+        "spearman": float(spearmanr(x, y).statistic) if defined else 0.0,
+        "mse": float(((x - y) ** 2).mean()),
+    }
+
+
+def perplexity(loss: float) -> float:
+    """e to the mean negative log-likelihood of a target token; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def is_better(metric: str, new: float, best: float | None, threshold: float = 0.0) -> bool:
+    """Whether `new` improves on `best` by more than `threshold`; NaN never does."""
+    if math.isnan(new):
+        return False
+    if best is None:
+        return True
+    return (best - new if metric in SMALLER_IS_BETTER else new - best) > threshold
+

@@ -1,0 +1,144 @@
+"""The one module that is trained: frozen backbone, tuning method and head; a batch in, loss and logits out.
+
+Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design fact 17).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from sktune.backbone import Backbone
+from sktune.methods import Method
+from sktune.recipe.schema import TaskSection
+from sktune.tasks.heads import IGNORED, SequenceHead, TokenClassificationHead
+from sktune.tasks.padding import RightAligned
+
+
+@dataclass
+class TunedOutput(ModelOutput):
+    """Output of `TunedModel`.
+
+    loss: scalar, `loss_sum` over `num_items_in_batch` (or over the batch's own count); None without labels.
+    logits: [B, L, labels] token classification, [B, labels] classification, [B] regression, and for the
+        language model [B, k, vocabulary] at the k positions before a target token.
+    loss_sum, count: the loss summed over the labels that count, and their number.
+    row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    loss_sum: torch.Tensor | None = None
+    count: torch.Tensor | None = None
+    row_loss: torch.Tensor | None = None
+    row_count: torch.Tensor | None = None
+
+
+def build_head(task: TaskSection, backbone: Backbone, num_labels: int) -> nn.Module | None:
+    """The task's trainable fp32 head; None for the language model, which brings its own frozen one."""
+    if task.name == "causal_lm":
+        if backbone.is_encoder or not backbone.is_language_model:
+            raise ValueError(f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without")
+        return None
+    if task.name == "token_classification":
+        return TokenClassificationHead(backbone.hidden_size, num_labels, task.head_dropout)
+    pooling = task.pooling if task.pooling != "auto" else ("mean" if backbone.is_encoder else "last")
+    regression = task.name == "regression"
+    return SequenceHead(backbone.hidden_size, 1 if regression else num_labels, pooling, task.head_dropout, regression)
+
+
+class TunedModel(nn.Module):
+    """Backbone, method and head as one `nn.Module`; only the method and the head have trainable parameters."""
+
+    def __init__(self, backbone: Backbone, method: Method, head: nn.Module | None) -> None:
+        super().__init__()
+        # The backbone first: ZeRO-3 looks at the dtype of a module's first parameter, and an embedding's suits it.
+        self.backbone = backbone
+        self.method = method
+        self.head = head
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name; fp32, all of them."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
+        trainable = sum(_logical_size(p) for p in self.parameters() if p.requires_grad)
+        return trainable, sum(_logical_size(p) for p in self.parameters())
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> TunedOutput:
+        """Reads the prompt text, weaves it in, reads the batch.
+
+        Args:
+            input_ids: [B, L] int64.
+            attention_mask: [B, L], 1 for real tokens, padding on either side; None: no padding.
+            token_type_ids: [B, L], encoders' segments.
+            labels: [B], or [B, L] for tokens and language; -100 does not count.
+            valid: [B] bool, False for filler rows (regression only needs it).
+            num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        aligned = RightAligned(mask)
+        embeds = self.backbone.embed(aligned.forth(input_ids))
+        types = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
+        if labels is not None and labels.ndim == 2:
+            labels = aligned.forth(labels)
+        if self.head is None:
+            output = self._language_loss(embeds, aligned.attention_mask, labels, types)
+        else:
+            hidden = self.method(self.backbone, embeds, aligned.attention_mask, **types)
+            scored = self.head(hidden, aligned.attention_mask, labels, valid)
+            logits = aligned.restore(scored.logits) if scored.logits.ndim == 3 else scored.logits
+            output = TunedOutput(logits=logits, loss_sum=scored.loss_sum, count=scored.count)
+        if labels is None:
+            output.loss_sum = output.count = None
+        else:
+            assert output.loss_sum is not None and output.count is not None
+            divisor = output.count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            output.loss = output.loss_sum / divisor
+        return output
+
+    def _language_loss(
+        self, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, types: dict[str, Any]
+    ) -> TunedOutput:
+        if labels is None:
+            return TunedOutput(logits=self.method(self.backbone, embeds, mask, with_lm_head=True, **types))
+        # A token is predicted from the position before it; only those positions go through the LM head.
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        kept = (targets != IGNORED).any(0).nonzero().flatten()
+        if len(kept) == 0:
+            kept = kept.new_zeros(1)
+        logits = self.method(self.backbone, embeds, mask, with_lm_head=True, keep_positions=kept, **types)
+        targets = targets[:, kept]
+        token_loss = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(targets)
+        counted = targets != IGNORED
+        return TunedOutput(
+            logits=logits,
+            loss_sum=token_loss.sum(),
+            count=counted.sum(),
+            row_loss=token_loss.sum(1),
+            row_count=counted.sum(1),
+        )
+
+
+def _logical_size(parameter: nn.Parameter) -> int:
+    # A packed 4-bit weight knows the shape it stands for; ZeRO-3 remembers the size of a partitioned one.
+    state = getattr(parameter, "quant_state", None)
+    if state is not None and getattr(state, "shape", None) is not None:
+        return int(torch.Size(state.shape).numel())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

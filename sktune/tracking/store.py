@@ -1,0 +1,186 @@
+"""The MLflow side of a run: one flush sends whatever MLflow does not have yet, in order, without doubles."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sktune.tracking import names
+from sktune.tracking.experiment import experiment_id
+from sktune.tracking.record import RUNNING, Point, Record, last_steps
+from sktune.tracking.uri import open_client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+
+class MlflowRun:
+    """Brings the MLflow run of a record up to date. What is still missing is always derived, by comparing
+    the record with what MLflow was seen to hold; so a new run, a resumed one, one whose server was away
+    and one uploaded afterwards all take the same path.
+    """
+
+    def __init__(self, uri: str, record: Record) -> None:
+        """Open the store (no request to a server yet).
+
+        `waiting` holds the points MLflow lacks; append new ones there. `sent_steps` is the last step of
+        each metric that MLflow held at first contact.
+
+        Args:
+            uri: an MLflow tracking URI.
+            record: the local record; its `state.run_id` is set once the run exists.
+
+        Raises:
+            ValueError: the URI cannot be used, see `open_client`.
+        """
+        self.record = record
+        self.waiting: deque[Point] = deque(record.points())
+        self._uri = uri
+        self._client = open_client(uri)
+        self._attached = False
+        self.sent_steps: dict[str, int] = {}
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._ended = False
+
+    def flush(self) -> None:
+        """Send everything MLflow lacks; what has been accepted stays accepted when a later part fails.
+
+        Raises:
+            Exception: whatever MLflow, the network or the database raises while it does not answer.
+        """
+        if not self._attached:
+            self._attach()
+        run_id, state = self.record.run_id, self.record.state
+        self._send_params(run_id)
+        self._send_tags(run_id)
+        self._send_points(run_id)
+        self._send_artifacts(run_id)
+        if state.status != RUNNING and not self._ended:
+            self._client.set_terminated(run_id, status=state.status, end_time=state.end_time)
+            self._ended = True
+
+    def _attach(self) -> None:
+        """Find or create the run, and learn what it holds."""
+        state = self.record.state
+        run = self._find_run()
+        if run is None:
+            run = self._create_run()
+            for entry in state.artifacts:
+                entry.sent = False
+        elif state.status == RUNNING and run.info.status != RUNNING:
+            self._client.update_run(run.info.run_id, status=RUNNING)
+        state.run_id = run.info.run_id
+        self._params, self._tags = dict(run.data.params), dict(run.data.tags)
+        # The record may be younger than the run (another folder): compare with what the run has.
+        for name, value in self._params.items():
+            if state.params.get(name, value) != value:
+                changed = names.shorten(state.params[name], names.MAX_TAG_LENGTH)
+                state.tags.setdefault(f"{names.RESUMED_PREFIX}{name}", changed)
+        if names.ERROR_TAG in self._tags and names.ERROR_TAG not in state.tags:
+            self._client.delete_tag(run.info.run_id, names.ERROR_TAG)
+        self.record.save()
+        self.sent_steps = sent = self._last_steps(run)
+        self.waiting = deque(p for p in self.waiting if p.step > sent.get(p.name, p.step - 1))
+        self._attached = True
+
+    def _last_steps(self, run: Run) -> dict[str, int]:
+        """Highest step MLflow holds of each metric of the run."""
+        histories = (self._client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
+        return last_steps([Point(m.key, m.value, m.step, m.timestamp) for h in histories for m in h])
+
+    def _find_run(self) -> Run | None:
+        from mlflow.exceptions import MlflowException
+
+        run_id = self.record.state.run_id
+        if run_id is None:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return run
+        logger.warning(
+            "tracking.tracking_uri: the MLflow run %s is not (or no longer) in this store; its whole record "
+            "is uploaded as a new run. To continue the old one, give the store it was started with.",
+            run_id,
+        )
+        return None
+
+    def _create_run(self) -> Run:
+        state = self.record.state
+        run = self._client.create_run(
+            experiment_id(self._client, state.experiment_name, self._uri),
+            start_time=state.start_time,
+            run_name=state.run_name,
+        )
+        return self._client.get_run(run.info.run_id)
+
+    def _send_params(self, run_id: str) -> None:
+        from mlflow.entities import Param
+
+        missing = {k: v for k, v in self.record.state.params.items() if k not in self._params}
+        for batch in _batches(missing.items(), names.MAX_PARAMS_PER_BATCH):
+            self._log_batch(run_id, "params", params=[Param(k, v) for k, v in batch])
+            self._params.update(batch)
+
+    def _send_tags(self, run_id: str) -> None:
+        from mlflow.entities import RunTag
+
+        missing = {k: v for k, v in self.record.state.tags.items() if self._tags.get(k) != v}
+        for batch in _batches(missing.items(), names.MAX_PARAMS_PER_BATCH):
+            self._log_batch(run_id, "tags", tags=[RunTag(k, v) for k, v in batch])
+            self._tags.update(batch)
+
+    def _send_points(self, run_id: str) -> None:
+        from mlflow.entities import Metric
+
+        while self.waiting:
+            batch = list(islice(self.waiting, names.MAX_METRICS_PER_BATCH))
+            metrics = [Metric(p.name, p.value, p.time, p.step) for p in batch]
+            self._log_batch(run_id, "metrics", metrics=metrics)
+            for _ in batch:
+                self.waiting.popleft()
+
+    def _send_artifacts(self, run_id: str) -> None:
+        for entry in self.record.state.artifacts:
+            if entry.sent:
+                continue
+            path = Path(entry.path)
+            if path.is_dir():
+                folder = os.path.join(entry.folder or "", path.name)
+                self._client.log_artifacts(run_id, str(path), folder)
+            elif path.exists():
+                self._client.log_artifact(run_id, str(path), entry.folder)
+            else:
+                logger.warning("%s: no longer there, so it is not uploaded as an artifact.", path)
+            entry.sent = True
+            self.record.save()
+
+    def _log_batch(self, run_id: str, what: str, **entities: Any) -> None:
+        """`log_batch`, where a refusal of the content is a warning: it must not hold up what follows."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            # synchronous: MLflow's asynchronous logging loses what it could not send.
+            self._client.log_batch(run_id, synchronous=True, **entities)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            logger.warning("MLflow refused some %s (kept in %s): %s", what, self.record.output_dir, error)
+
+
+def _batches(items: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

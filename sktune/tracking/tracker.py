@@ -1,0 +1,175 @@
+"""What the training loop talks to: a tracker that never stops a run and never loses a metric."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sktune.tracking import names
+from sktune.tracking.interface import Status
+from sktune.tracking.record import RUNNING, Record, last_steps, now
+from sktune.tracking.store import MlflowRun
+from sktune.tracking.uri import first_line, hide_password, is_refusal, sqlite_path
+
+logger = logging.getLogger(__name__)
+
+# A server that is away is asked again after 15 s, then after twice as long each time, at most 5 minutes:
+# an attempt can hold up training by one HTTP time-out.
+FIRST_RETRY_SECONDS = 15.0
+LONGEST_RETRY_SECONDS = 300.0
+# How long `finish` waits for a server that is away.
+FINISH_SECONDS = 30.0
+
+
+class RunTracker:
+    """The main rank's tracker: writes the local record, then brings MLflow (if any) up to date."""
+
+    def __init__(self, record: Record, mlflow_run: MlflowRun | None, uri: str) -> None:
+        """Args: the record; the MLflow side, None to keep the record only; the tracking URI for messages."""
+        self._record = record
+        self._mlflow_run = mlflow_run
+        self._uri = uri
+        # Steps an earlier part of this run has logged; a resumed run goes through some of them again.
+        self._logged = last_steps(record.points())
+        self._last_step = max(self._logged.values(), default=0)
+        self._next_attempt = -math.inf
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._away = False
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run's id; `local-...` while there is none (disabled, or the server is away)."""
+        return self._record.run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append to `metrics.jsonl` and send.
+
+        After a resume the loop goes again through steps the run had logged: those are dropped, per metric.
+        """
+        accepted = names.sanitise_names(metrics)
+        fresh = {
+            name: float(value) for name, value in accepted.items() if step > self._logged.get(name, step - 1)
+        }
+        self._last_step = max(self._last_step, step)
+        if fresh:
+            points = self._record.append(fresh, step)
+            if self._mlflow_run:
+                self._mlflow_run.waiting.extend(points)
+            self._send()
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        """Numbers become metrics at the last step, everything else params; all named `final/...`."""
+        prefix = names.FINAL_PREFIX
+        named = {prefix + key.removeprefix(prefix): value for key, value in summary.items()}
+        numbers = {k: float(v) for k, v in named.items() if _is_number(v)}
+        self._record.add_params(names.as_params({k: v for k, v in named.items() if k not in numbers}))
+        self._record.save()
+        self.log_metrics(numbers, self._last_step)
+        self._send()
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Attach a file or folder; it is read again at a later upload, so it must stay where it is."""
+        self._record.add_artifact(Path(path), folder)
+        self._record.save()
+        self._send()
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or change tags."""
+        self._record.state.tags.update(names.as_tags(tags))
+        self._record.save()
+        self._send()
+
+    def finish(self, status: Status, message: str | None = None) -> None:
+        """End the run, once. Waits a bounded time for a server that is away, then says what to do later."""
+        state = self._record.state
+        if state.status != RUNNING:
+            return
+        state.status, state.end_time = status, now()
+        if message and message.strip():
+            error = names.shorten(message.strip().splitlines()[0], names.MAX_TAG_LENGTH)
+            state.tags[names.ERROR_TAG] = error
+        self._record.save()
+        deadline = time.monotonic() + FINISH_SECONDS
+        while not self._send(force=True):
+            if time.monotonic() >= deadline:
+                logger.warning(
+                    "MLflow at %s is still away; the run is complete in %s. Upload it later with: "
+                    "python -m sktune.tracking.replay %s --tracking-uri %s",
+                    hide_password(self._uri),
+                    self._record.output_dir,
+                    self._record.output_dir,
+                    hide_password(self._uri),
+                )
+                return
+            time.sleep(min(2.0, FINISH_SECONDS / 4))
+
+    def attach(self) -> None:
+        """First contact with the store.
+
+        Raises:
+            ValueError: the store said no. One that does not answer is a warning, and is asked again later.
+        """
+        try:
+            self._attempt()
+            if self._mlflow_run:
+                for name, step in self._mlflow_run.sent_steps.items():
+                    self._logged[name] = max(step, self._logged.get(name, step))
+                self._last_step = max(self._logged.values(), default=0)
+        except Exception as error:
+            if is_refusal(error) or sqlite_path(self._uri):
+                raise ValueError(
+                    f"tracking.tracking_uri: {hide_password(self._uri)!r} was refused "
+                    f"({first_line(error, self._uri)}); correct it, or set tracking.enabled=false."
+                ) from error
+            self._note_away(error)
+
+    def _send(self, force: bool = False) -> bool:
+        """Bring MLflow up to date; False where that has to wait. Never raises: training goes on."""
+        if self._mlflow_run is None:
+            return True
+        if not force and time.monotonic() < self._next_attempt:
+            return False
+        try:
+            self._attempt()
+        except Exception as error:  # whatever a network, a proxy or a database can come up with
+            self._note_away(error)
+            return False
+        return True
+
+    def _attempt(self) -> None:
+        if self._mlflow_run is None:
+            return
+        missed = len(self._mlflow_run.waiting)
+        self._mlflow_run.flush()
+        self._next_attempt, self._retry_seconds = -math.inf, FIRST_RETRY_SECONDS
+        if self._away:
+            self._away = False
+            logger.info("MLflow at %s answers again; uploaded %d points.", hide_password(self._uri), missed)
+
+    def _note_away(self, error: Exception) -> None:
+        if not self._away:
+            logger.warning(
+                "MLflow at %s does not answer (%s). Training goes on; metrics are kept in %s and uploaded "
+                "when it is back.",
+                hide_password(self._uri),
+                first_line(error, self._uri),
+                self._record.output_dir / names.METRICS_FILE,
+            )
+        self._away = True
+        self._next_attempt = time.monotonic() + self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, LONGEST_RETRY_SECONDS)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is one number: int, float, or a scalar of numpy or torch; a flag is not."""
+    if isinstance(value, bool | str) or value is None:
+        return False
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True

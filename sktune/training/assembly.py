@@ -1,0 +1,170 @@
+"""From a recipe to everything a run is made of: tokenizer, rows, model, collator."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from sktune import __version__
+from sktune.backbone import Backbone, load_backbone, load_tokenizer
+from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
+from sktune.methods import build_method
+from sktune.recipe import LoadedRecipe, Recipe
+from sktune.tasks import TunedModel, build_head
+from sktune.training.engine import State
+from sktune.training.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS = "adapter.safetensors"
+ADAPTER_CARD = "adapter.json"
+ADAPTER_RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run's parts, ready to be trained or evaluated."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    model: TunedModel
+    labels: tuple[str, ...] | None
+    collator: Collator
+    raw: RawSplits | None
+
+    def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
+        """Rows of a split, encoded as this run's method and model read them."""
+        backbone = self.model.backbone
+        return encode_split(
+            examples,
+            self.recipe.task,
+            self.recipe.data,
+            self.tokenizer,
+            self.labels,
+            # Where a text opens a decoder's sequence, it also brought the BOS.
+            add_special_tokens=backbone.is_encoder or not self.model.method.reads_text,
+            split=split,
+            score_candidates=score_candidates,
+            is_encoder=backbone.is_encoder,
+        )
+
+    def encode_for_scoring(self, examples: Sequence[Example] | None, split: str) -> list[Row] | None:
+        """Rows of an evaluation split, or None; what was noticed goes to the log."""
+        if examples is None:
+            return None
+        encoded = self.encode(examples, split, score_candidates=self.recipe.task.label_words is not None)
+        for line in encoded.report:
+            logger.info(line)
+        return list(encoded.rows)
+
+
+def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, read_data: bool = True) -> Assembly:
+    """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
+
+    Args:
+        recipe: the checked recipe.
+        ranks: this process.
+        labels: the label set of a trained adapter; None takes it from the recipe or the training data.
+        read_data: False for predicting on texts of the caller's own.
+
+    Raises:
+        ValueError: for whatever the user can correct.
+    """
+    raw = load_splits(recipe.data, recipe.task) if read_data else None
+    for line in raw.report if raw is not None else ():
+        logger.info(line)
+    if labels is None and raw is not None:
+        labels = raw.labels
+    tokenizer = load_tokenizer(recipe.model)
+    backbone = load_backbone(
+        recipe.model,
+        recipe.quantization,
+        language_model=recipe.task.name == "causal_lm",
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        visible_prefix=recipe.method.name == "sk_prefix",
+        device=ranks.device,
+    )
+    set_seed(recipe.training.seed)  # the same adapter and head on every rank
+    method = build_method(recipe.method, backbone, tokenizer)
+    head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1)
+    model = TunedModel(backbone, method, head)
+    _check_positions(recipe, backbone, method.prompt_length())
+    assert tokenizer.pad_token_id is not None
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
+    return Assembly(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw)
+
+
+def _check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:
+    limit = backbone.max_positions
+    if limit is not None and prompt_length + recipe.data.max_length > limit:
+        raise ValueError(
+            f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
+            f"{limit} positions of {recipe.model.name_or_path}; allowed: up to {limit - prompt_length}"
+        )
+
+
+def save_adapter(folder: Path, loaded: LoadedRecipe, weights: State, labels: Sequence[str] | None, metrics: dict[str, float]) -> None:
+    """Writes a trained adapter: weights, what they belong to, and the recipe that rebuilds the rest around them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = loaded.recipe
+    save_file(weights, folder / ADAPTER_WEIGHTS)
+    card = {
+        "sktune_version": __version__,
+        "model": recipe.model.name_or_path,
+        "method": recipe.method.name,
+        "task": recipe.task.name,
+        "labels": None if labels is None else list(labels),
+        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "metrics": metrics,
+    }
+    (folder / ADAPTER_CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / ADAPTER_RECIPE).write_text(recipe_text(loaded), encoding="utf-8")
+
+
+def recipe_text(loaded: LoadedRecipe) -> str:
+    """The recipe as YAML that loads again: overrides applied, `${NAME}` references left unread."""
+    return yaml.safe_dump(loaded.as_written, sort_keys=False, allow_unicode=True)
+
+
+def read_adapter(folder: Path) -> tuple[State, tuple[str, ...] | None]:
+    """(weights, labels) of a saved adapter.
+
+    Raises:
+        ValueError: where the folder holds none, or a damaged one.
+    """
+    try:
+        card = json.loads((folder / ADAPTER_CARD).read_text(encoding="utf-8"))
+        labels = None if card["labels"] is None else tuple(card["labels"])
+        return load_file(folder / ADAPTER_WEIGHTS), labels
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder}: no trained adapter can be read from it ({error})") from error
+
+
+def put_weights(model: TunedModel, weights: State, source: str) -> None:
+    """Copies saved weights into a model that is not yet partitioned.
+
+    Raises:
+        ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
+    """
+    parameters = model.trainable_parameters()
+    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        first = differing[0]
+        raise ValueError(
+            f"{source}: its weights do not fit this recipe: {first} is {found.get(first, 'absent')} there and "
+            f"{expected.get(first, 'absent')} here ({len(differing)} such); use the recipe it was trained with"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

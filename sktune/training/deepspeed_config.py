@@ -1,0 +1,107 @@
+"""The DeepSpeed configuration of a run: a plain file of `ds_configs/`, sized for the recipe and the model.
+
+A shipped configuration (`zero3`, `zero3_offload`, `zero2`) is sized for the model at hand; of a user's own file
+only the values written as "auto" are set.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sktune.backbone import Backbone
+from sktune.recipe import DEEPSPEED_PRESETS
+from sktune.recipe.schema import TrainingSection
+
+
+def shipped_config_path(name: str) -> Path:
+    """File of a shipped configuration: in the checkout, or beside the installed package."""
+    for folder in (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[1] / "ds_configs"):
+        if (folder / f"{name}.json").is_file():
+            return folder / f"{name}.json"
+    raise ValueError(f"distributed.deepspeed: {name}.json was not found beside sktune; reinstall it, or give a file")
+
+
+def read_deepspeed_config(name: str) -> dict[str, Any]:
+    """Reads a shipped configuration by name, or a user's JSON file.
+
+    Raises:
+        ValueError: for a missing or malformed file, and for settings that would break or contradict the recipe.
+    """
+    path = shipped_config_path(name) if name in DEEPSPEED_PRESETS else Path(name)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"distributed.deepspeed: no file {name!r}; allowed: {', '.join(DEEPSPEED_PRESETS)}, null, or a DeepSpeed JSON file"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"distributed.deepspeed: {name}: expected a JSON object at the top")
+    for section in ("bf16", "fp16"):
+        if isinstance(config.get(section), dict) and config[section].get("enabled") not in (False, None):
+            raise ValueError(
+                f"distributed.deepspeed: {name}: {section}.enabled would cast the fp32 adapter (and packed weights); "
+                "remove the section: model.dtype sets the backbone's arithmetic"
+            )
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise ValueError(
+                f"distributed.deepspeed: {name}: remove `{section}`; the recipe's training section sets it"
+            )
+    return config
+
+
+def size_deepspeed_config(
+    config: dict[str, Any], *, shipped: bool, training: TrainingSection, backbone: Backbone, trainable: int
+) -> dict[str, Any]:
+    """Fills in what depends on recipe and model.
+
+    Args:
+        config: as read.
+        shipped: size every threshold, not only those written as "auto".
+        training: batch, accumulation, clipping.
+        backbone: the loaded model; ZeRO-3 counts elements of the packed weights (design fact 16).
+        trainable: number of trainable parameters.
+
+    Raises:
+        ValueError: where the file states another batch than the recipe.
+    """
+    sized = json.loads(json.dumps(config))
+    for key, value in {
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "gradient_clipping": training.max_grad_norm or 0.0,
+    }.items():
+        if sized.get(key, "auto") not in ("auto", value):
+            raise ValueError(
+                f"distributed.deepspeed: {key} is {sized[key]} in the file and {value} in the recipe; "
+                'write "auto" in the file'
+            )
+        sized[key] = value
+    sized.pop("train_batch_size", None)
+    zero = sized.setdefault("zero_optimization", {})
+    block = sum(parameter.numel() for parameter in backbone.blocks[0].parameters())
+    # The default bucket of 5e8 is 2 GB of fp32 per rank, for an adapter of a few million parameters (fact 4).
+    sizes = {"reduce_bucket_size": max(trainable, 1)}
+    if zero.get("stage") == 3:
+        sizes |= {
+            "stage3_prefetch_bucket_size": block,
+            "stage3_param_persistence_threshold": 10 * backbone.hidden_size,
+            "stage3_max_live_parameters": 2 * block,
+            "stage3_max_reuse_distance": 2 * block,
+        }
+    elif zero.get("stage") == 2:
+        sizes["allgather_bucket_size"] = max(trainable, 1)
+    for key, size in sizes.items():
+        if shipped or zero.get(key) == "auto":
+            zero[key] = size
+    left = [key for key, value in [*sized.items(), *zero.items()] if value == "auto"]
+    if left:
+        raise ValueError(f'distributed.deepspeed: {", ".join(left)}: "auto" is not known here; write a number')
+    sized.setdefault("zero_allow_untested_optimizer", True)
+    sized["steps_per_print"] = 10**9  # the loop prints its own line
+    return sized
+

@@ -1,0 +1,200 @@
+"""What runs a step: DeepSpeed, or plain PyTorch where there is one process or no DeepSpeed is wanted.
+
+Both take the same losses (this rank's share of the global mean), give the same gradients, and hand out the same
+world-size-free state, so runs are interchangeable between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sktune.tasks import TunedModel, TunedOutput
+from sktune.training.ranks import Ranks
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+State = dict[str, torch.Tensor]
+"""Full fp32 tensors on the CPU: `<parameter>` in a weights state, `<moment>/<parameter>` in an optimizer state."""
+
+
+class Engine(Protocol):
+    """Forward, backward and update of a `TunedModel` on all ranks together."""
+
+    def __call__(self, **batch: torch.Tensor) -> TunedOutput: ...
+    def set_training(self, mode: bool) -> None:
+        """Dropout of adapter and head on or off."""
+        ...
+
+    def set_rate(self, factor: float) -> float:
+        """Multiplies each group's peak rate; returns the first group's rate."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulates gradients of this rank's share of the global loss; the shares of all ranks are summed."""
+        ...
+
+    def step(self) -> float:
+        """Clips, updates, zeroes; returns the gradient norm before clipping. After each accumulation's last backward."""
+        ...
+
+    def weights(self) -> State:
+        """The trainable parameters, gathered; every rank takes part and gets them."""
+        ...
+
+    def optimizer_state(self) -> State:
+        """The optimizer's moments, gathered; every rank takes part and gets them."""
+        ...
+
+    def load_optimizer_state(self, state: State, steps: int) -> None:
+        """Restores the moments after `steps` updates."""
+        ...
+
+    def load_weights(self, weights: State) -> None:
+        """Replaces the trainable parameters, for evaluation (not to train on)."""
+        ...
+
+
+class PlainEngine:
+    """One process, or replicas that sum their gradients."""
+
+    def __init__(
+        self, model: TunedModel, optimizer: torch.optim.Optimizer, max_grad_norm: float | None, ranks: Ranks
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.ranks = ranks
+        self.parameters = model.trainable_parameters()
+
+    def __call__(self, **batch: torch.Tensor) -> TunedOutput:
+        return self.model(**batch)  # type: ignore[no-any-return]
+
+    def set_training(self, mode: bool) -> None:
+        self.model.train(mode)
+
+    def set_rate(self, factor: float) -> float:
+        return _set_rate(self.optimizer, factor)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters.values()]
+        if self.ranks.world_size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, share in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(share.view_as(gradient))
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def weights(self) -> State:
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    def optimizer_state(self) -> State:
+        return {
+            f"{moment}/{name}": self.optimizer.state[p][moment].cpu().clone()
+            for name, p in self.parameters.items()
+            for moment in MOMENTS
+        }
+
+    def load_optimizer_state(self, state: State, steps: int) -> None:
+        for name, p in self.parameters.items():
+            moments = {moment: state[f"{moment}/{name}"].to(p.device).clone() for moment in MOMENTS}
+            self.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
+
+    def load_weights(self, weights: State) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(weights[name])
+
+
+class DeepSpeedEngine:
+    """A ZeRO engine around the model; the backbone is partitioned in stage 3, the optimizer from stage 1 on."""
+
+    def __init__(
+        self, model: TunedModel, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
+    ) -> None:
+        import deepspeed
+
+        self.parameters = model.trainable_parameters()
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        # DeepSpeed averages over ranks and accumulation steps, the losses it is given are shares of a sum.
+        self.scale = ranks.world_size * self.engine.gradient_accumulation_steps()
+        self.stage: int = self.engine.zero_optimization_stage()
+
+    def __call__(self, **batch: torch.Tensor) -> TunedOutput:
+        return self.engine(**batch)  # type: ignore[no-any-return]
+
+    def set_training(self, mode: bool) -> None:
+        self.engine.train(mode)
+
+    def set_rate(self, factor: float) -> float:
+        return _set_rate(self.engine.optimizer, factor)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss * self.scale)
+
+    def step(self) -> float:
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def weights(self) -> State:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.stage == 0:
+            return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        return {name: safe_get_full_fp32_param(p).cpu().clone() for name, p in self.parameters.items()}
+
+    def optimizer_state(self) -> State:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {
+            f"{moment}/{name}": safe_get_full_optimizer_state(p, moment).cpu().clone()
+            for name, p in self.parameters.items()
+            for moment in MOMENTS
+        }
+
+    def load_optimizer_state(self, state: State, steps: int) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        zero = self.engine.optimizer
+        # AdamW makes its state at the first update; here it must exist before, for each flat partition.
+        partitions = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for partition in partitions:
+            zero.optimizer.state[partition] = {
+                "step": torch.tensor(float(steps)),
+                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+            }
+        if self.stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+        for name, p in self.parameters.items():
+            for moment in MOMENTS:
+                safe_set_full_optimizer_state(p, state[f"{moment}/{name}"].to(self.engine.device), moment)
+
+    def load_weights(self, weights: State) -> None:
+        import deepspeed
+
+        parameters = list(self.parameters.items())
+        gather = deepspeed.zero.GatheredParameters([p for _, p in parameters], modifier_rank=0, enabled=self.stage == 3)
+        with torch.no_grad(), gather:
+            for name, p in parameters:
+                if p.numel():
+                    p.copy_(weights[name])
+
+
+def _set_rate(optimizer: Any, factor: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

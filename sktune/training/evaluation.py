@@ -1,0 +1,61 @@
+"""Evaluating a split: every rank takes part in every forward, every row is scored exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sktune.data import Collator, Row, evaluation_batches
+from sktune.recipe.schema import TaskSection
+from sktune.tasks.predictions import Answers, Scores, answers_of, score
+from sktune.training.engine import Engine
+from sktune.training.ranks import Ranks
+
+
+def model_inputs(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """What the model takes of a collated batch, on its device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "index"}
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine,
+    rows: Sequence[Row],
+    collator: Collator,
+    ranks: Ranks,
+    task: TaskSection,
+    labels: Sequence[str] | None,
+    batch_size: int,
+    max_batches: int | None = None,
+) -> Scores:
+    """Scores of a split, the same on every rank.
+
+    Args:
+        engine: runs the model.
+        rows: the encoded split.
+        collator: pads.
+        ranks: shares the rows.
+        task: what is predicted.
+        labels: the label set.
+        batch_size: rows per rank and forward.
+        max_batches: only so many batches of each rank (a trial run).
+    """
+    engine.set_training(False)
+    answers: Answers = {}
+    totals = [0.0, 0.0]
+    batches = evaluation_batches([row.length for row in rows], batch_size, ranks.world_size, ranks.rank)
+    for numbers in batches[:max_batches]:
+        chosen = [None if number is None else rows[number] for number in numbers]
+        batch = collator(chosen)
+        output = engine(**model_inputs(batch, ranks.device))
+        assert output.loss_sum is not None and output.count is not None
+        totals[0] += float(output.loss_sum)
+        totals[1] += float(output.count)
+        answers |= answers_of(output, chosen, batch["attention_mask"], task, labels)
+    engine.set_training(True)
+    loss_sum, count = ranks.sum(totals)
+    everything: Answers = {}
+    for part in ranks.gather(answers):
+        everything |= part
+    return score(rows, everything, loss_sum / max(count, 1.0), task, labels)

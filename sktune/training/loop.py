@@ -1,0 +1,236 @@
+"""The training loop.
+
+A step's batch, learning rate and random numbers are functions of the seed and the step alone. So batches cut
+4x1, 1x4 or over 2 ranks give one trajectory, and a resumed run needs nothing but weights, moments and the step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sktune.data import GlobalBatches, Row, divide
+from sktune.recipe import metrics_of
+from sktune.tasks.heads import IGNORED
+from sktune.tasks.metrics import is_better
+from sktune.tasks.predictions import Scores
+from sktune.tracking import Tracker
+from sktune.training.assembly import Assembly
+from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
+from sktune.training.engine import Engine
+from sktune.training.evaluation import evaluate, model_inputs
+from sktune.training.meters import ThroughputMeter, peak_memory
+from sktune.training.optimizer import rate_factor
+from sktune.training.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+TRIAL_BATCHES = 2
+"""Evaluation batches tried before the first step, so that a crash in evaluation costs seconds."""
+
+
+def plan_steps(assembly: Assembly, row_lengths: Sequence[int], world_size: int) -> tuple[GlobalBatches, int]:
+    """(the run's batches, its number of optimizer steps)."""
+    training, data = assembly.recipe.training, assembly.recipe.data
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size
+    batches = GlobalBatches(row_lengths, size, training.seed, data.group_by_length)
+    return batches, training.max_steps or math.ceil(training.num_train_epochs * batches.steps_per_epoch)
+
+
+def labels_that_count(row: Row, task_name: str) -> int:
+    """How many labels of a row enter the loss; the same rule as the heads'."""
+    if isinstance(row.labels, list):
+        # A language model's first token has nothing before it to be predicted from.
+        labels = row.labels[1:] if task_name == "causal_lm" else row.labels
+        return sum(label != IGNORED for label in labels)
+    return int(task_name == "regression" or row.labels != IGNORED)
+
+
+@dataclass
+class Loop:
+    """One training run over prepared parts; `run` is the whole of it."""
+
+    assembly: Assembly
+    train_rows: list[Row]
+    validation_rows: list[Row] | None
+    engine: Engine
+    ranks: Ranks
+    tracker: Tracker
+    output_dir: Path
+    batches: GlobalBatches
+    total_steps: int
+    progress: Progress
+    meter: ThroughputMeter
+
+    def __post_init__(self) -> None:
+        self.training = self.assembly.recipe.training
+        self.task = self.assembly.recipe.task
+        self.metric = self.training.metric_for_best_model or metrics_of(self.task)[0]
+        self._counts = [labels_that_count(row, self.task.name) for row in self.train_rows]
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._saved_step: int | None = self.progress.step or None
+
+    def run(self) -> Progress:
+        """Trains to the end, or until early stopping; leaves the best weights in the engine.
+
+        Raises:
+            FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
+        """
+        if self.validation_rows is not None and self.progress.step < self.total_steps:
+            self._evaluate(TRIAL_BATCHES)
+        self.engine.set_training(True)
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            disable=None if self.ranks.is_main else True,  # None: no bar where there is no terminal
+            unit="step",
+        )
+        logged_loss, logged_labels = 0.0, 0.0
+        while self.progress.step < self.total_steps:
+            loss_sum, labels, norm, rate = self._step()
+            logged_loss, logged_labels = logged_loss + loss_sum, logged_labels + labels
+            step = self.progress.step
+            bar.update()
+            if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
+                self._log(logged_loss / max(logged_labels, 1.0), norm, rate)
+                logged_loss, logged_labels = 0.0, 0.0
+            if self._evaluation_is_due() and self._evaluate_and_compare():
+                logger.info("early stopping: no better %s in %d evaluations", self.metric, self.progress.evaluations_without_improvement)
+                break
+            if self.training.save_steps is not None and step % self.training.save_steps == 0:
+                self._save()
+        bar.close()
+        if self._saved_step != self.progress.step:
+            self._save()
+        if self.progress.best_step not in (None, self.progress.step):
+            assert self.progress.best_step is not None
+            weights, _, _ = load_checkpoint(checkpoint_path(self.output_dir, self.progress.best_step))
+            self.engine.load_weights(weights)
+        return self.progress
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def _global_batch(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.batches.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.batches.epoch(epoch))
+        return self._epoch[1][position]
+
+    def _step(self) -> tuple[float, float, float, float]:
+        """(loss sum, labels, gradient norm, learning rate) of one optimizer step over all ranks."""
+        step, training = self.progress.step, self.training
+        global_batch = self._global_batch(step)
+        labels = float(sum(self._counts[number] for number in global_batch))
+        shares = divide(
+            global_batch,
+            self.ranks.world_size,
+            self.ranks.rank,
+            training.gradient_accumulation_steps,
+            training.per_device_train_batch_size,
+        )
+        collated = [
+            self.assembly.collator([None if n is None else self.train_rows[n] for n in share]) for share in shares
+        ]
+        real = sum(int(batch["attention_mask"][batch["valid"]].sum()) for batch in collated)
+        padded = sum(batch["attention_mask"].numel() for batch in collated)
+        samples = sum(int(batch["valid"].sum()) for batch in collated)
+        rate = self.engine.set_rate(rate_factor(training, step, self.total_steps))
+        torch.manual_seed(hash((training.seed, step, self.ranks.rank)) % 2**63)
+        own_loss = 0.0
+        with self.meter.step(samples, real, padded):
+            for batch in collated:
+                output = self.engine(
+                    **model_inputs(batch, self.ranks.device), num_items_in_batch=torch.tensor(max(labels, 1.0))
+                )
+                assert output.loss is not None and output.loss_sum is not None
+                own_loss += float(output.loss_sum.detach())
+                self.engine.backward(output.loss)
+            (loss_sum,) = self.ranks.sum([own_loss])
+            if not math.isfinite(loss_sum):
+                raise FloatingPointError(
+                    f"the loss became {loss_sum} at step {step + 1}, before its update; lower training.learning_rate, "
+                    "lengthen the warm-up, or use model.dtype bfloat16 or float32 instead of float16"
+                )
+            norm = self.engine.step()
+        self.progress.step += 1
+        return loss_sum, labels, norm, rate
+
+    # -- around the steps -----------------------------------------------------------------------------------------
+
+    def _log(self, loss: float, norm: float, rate: float) -> None:
+        step = self.progress.step
+        epoch = step / self.batches.steps_per_epoch
+        rates = self.meter.rates()
+        self.tracker.log_metrics(
+            {
+                "train/loss": loss,
+                "train/learning_rate": rate,
+                "train/gradient_norm": norm,
+                "train/epoch": epoch,
+                **{f"speed/{name}": value for name, value in rates.items()},
+            },
+            step,
+        )
+        peaks = peak_memory(self.ranks.device)
+        memory = peaks.get("gpu_allocated_peak_bytes", peaks["resident_peak_bytes"])
+        speed = f"{rates['real_tokens_per_second']:,.0f} tokens/s" if rates else "warming up"
+        logger.info(
+            "step %d/%d  epoch %.2f  loss %.4f  grad %.3f  lr %.2e  %s  peak %.0f MB",
+            step, self.total_steps, epoch, loss, norm, rate, speed, memory / 1e6,
+        )  # fmt: skip
+
+    def _evaluation_is_due(self) -> bool:
+        if self.validation_rows is None:
+            return False
+        every = self.training.eval_steps or self.batches.steps_per_epoch
+        return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    def _evaluate(self, max_batches: int | None = None) -> Scores:
+        assert self.validation_rows is not None
+        return evaluate(
+            self.engine,
+            self.validation_rows,
+            self.assembly.collator,
+            self.ranks,
+            self.task,
+            self.assembly.labels,
+            self.training.per_device_eval_batch_size,
+            max_batches,
+        )
+
+    def _evaluate_and_compare(self) -> bool:
+        """Evaluates, saves, and says whether to stop early; the same on every rank."""
+        metrics = self._evaluate().metrics
+        value, step = metrics[self.metric], self.progress.step
+        better = is_better(self.metric, value, self.progress.best_value, self.training.early_stopping_threshold)
+        if better:
+            self.progress = replace(
+                self.progress, best_step=step, best_value=value, evaluations_without_improvement=0
+            )
+        else:
+            self.progress.evaluations_without_improvement += 1
+        self.progress.history.append({"step": float(step), **metrics})
+        self.tracker.log_metrics({f"validation/{name}": v for name, v in metrics.items()}, step)
+        shown = "  ".join(f"{name} {v:.4f}" for name, v in metrics.items())
+        logger.info("step %d/%d  validation: %s%s", step, self.total_steps, shown, "  (best)" if better else "")
+        if better or self.training.save_steps is None:
+            self._save()
+        patience = self.training.early_stopping_patience
+        return self.ranks.any(patience is not None and self.progress.evaluations_without_improvement >= patience)
+
+    def _save(self) -> None:
+        if self._saved_step == self.progress.step:
+            return
+        self.progress.train_seconds = self.meter.train_seconds
+        self.progress.real_tokens = self.meter.total_real_tokens
+        weights, moments = self.engine.weights(), self.engine.optimizer_state()
+        if self.ranks.is_main:
+            save_checkpoint(self.output_dir, weights, moments, self.progress, self.training.save_total_limit)
+        self.ranks.barrier()
+        self._saved_step = self.progress.step

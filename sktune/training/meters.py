@@ -1,0 +1,100 @@
+"""Honest meters: tokens per second of training steps alone, memory peaks, and bytes of the frozen share."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sktune.training.ranks import Ranks
+
+WARMUP_STEPS = 3
+"""Steps not timed: allocator, kernel choice and ZeRO's trace settle in them."""
+
+
+class ThroughputMeter:
+    """Counts samples and tokens of timed steps; evaluation, checkpoints and the first steps are outside."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.steps = 0
+        self.train_seconds = 0.0
+        self.total_real_tokens = 0
+        self._timed = [0.0] * 4  # seconds, samples, real tokens, padded tokens
+
+    @contextmanager
+    def step(self, samples: int, real_tokens: int, padded_tokens: int) -> Iterator[None]:
+        """Times one optimizer step of this rank; padded_tokens counts padding too."""
+        self._synchronize()
+        start = time.perf_counter()
+        yield
+        self._synchronize()
+        seconds = time.perf_counter() - start
+        self.steps += 1
+        self.train_seconds += seconds
+        self.total_real_tokens += real_tokens
+        if self.steps > WARMUP_STEPS:
+            for i, value in enumerate((seconds, samples, real_tokens, padded_tokens)):
+                self._timed[i] += value
+
+    def _synchronize(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+
+    def rates(self) -> dict[str, float]:
+        """Rates since the first timed step, over all ranks together and per rank; empty before it. Collective."""
+        seconds, *counts = self.ranks.sum(self._timed)
+        if seconds == 0:
+            return {}
+        mean_seconds = seconds / self.ranks.world_size
+        names = ("samples_per_second", "real_tokens_per_second", "padded_tokens_per_second")
+        rates = {name: count / mean_seconds for name, count in zip(names, counts, strict=True)}
+        return rates | {f"{name}_per_rank": rate / self.ranks.world_size for name, rate in rates.items()}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts the GPU's peak anew; the resident peak of a CPU process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """This rank's peaks in bytes: GPU allocated and reserved, and the process's resident memory."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peaks = {"resident_peak_bytes": float(resident)}
+    if device.type == "cuda":
+        peaks["gpu_allocated_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        peaks["gpu_reserved_peak_bytes"] = float(torch.cuda.max_memory_reserved(device))
+    return peaks
+
+
+def frozen_bytes(backbone: nn.Module) -> int:
+    """Bytes of the backbone that this rank holds at rest: shards or whole tensors, packed weights and scales."""
+    storages: dict[int, int] = {}
+
+    def count(tensor: Any) -> None:
+        if isinstance(tensor, torch.Tensor) and tensor.numel():
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+
+    for parameter in backbone.parameters():
+        quantization = getattr(parameter, "quant_state", None)
+        nested = getattr(quantization, "state2", None)
+        for tensor in (
+            parameter.data,
+            getattr(parameter, "ds_tensor", None),
+            *(getattr(state, name, None) for state in (quantization, nested) for name in ("absmax", "code")),
+        ):
+            count(tensor)
+    for module in backbone.modules():
+        for holder in (getattr(module, "weight", None), getattr(module, "state", None)):  # 8-bit codes and scales
+            count(getattr(holder, "CB", None))
+            count(getattr(holder, "SCB", None))
+    for buffer in backbone.buffers():
+        count(buffer)
+    return sum(storages.values())

@@ -1,0 +1,106 @@
+"""What a run says of itself: decisions with their reasons, names and tags for MLflow, results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sktune.recipe import Recipe
+from sktune.tasks.predictions import Scores
+from sktune.tracking import Tracker
+from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
+from sktune.tracking.names import FIGURES_FOLDER
+from sktune.training.assembly import Assembly
+from sktune.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from sktune.training.loop import Loop
+
+
+def bits_name(recipe: Recipe) -> str:
+    """`4bit`, `8bit`, or the backbone's dtype."""
+    return f"{recipe.quantization.bits}bit" if recipe.quantization.bits else recipe.model.dtype
+
+
+def run_name(recipe: Recipe) -> str:
+    """method-model-bits-seed, as the MLflow table shows it."""
+    model = recipe.model.name_or_path.rstrip("/").rsplit("/", 1)[-1].removeprefix("embedded:")
+    return f"{recipe.method.name}-{model}-{bits_name(recipe)}-seed{recipe.training.seed}"
+
+
+def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
+    """Tags to filter and group runs by."""
+    return {
+        "method": recipe.method.name,
+        "model": recipe.model.name_or_path,
+        "task": recipe.task.name,
+        "data": recipe.data.path if recipe.data.name is None else f"{recipe.data.path}/{recipe.data.name}",
+        "quantization": bits_name(recipe),
+        "deepspeed": str(recipe.distributed.deepspeed) if ranks.launched else "none",
+        "ranks": str(ranks.world_size),
+        "device": ranks.device.type,
+    }
+
+
+def decisions(
+    recipe: Recipe,
+    ranks: Ranks,
+    loop: Loop,
+    trainable: int,
+    total: int,
+    ds_config: dict[str, Any] | None,
+    checkpoint: Path | None,
+) -> Iterator[str]:
+    """What was decided for this run and why, a line each."""
+    training = recipe.training
+    percent = 100 * trainable / max(total, 1)
+    yield f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}"
+    yield (
+        f"global batch: {training.per_device_train_batch_size} per rank x {training.gradient_accumulation_steps} "
+        f"accumulation x {ranks.world_size} ranks = {loop.batches.global_batch_size}; "
+        f"{loop.total_steps} steps, {loop.batches.steps_per_epoch} an epoch"
+    )
+    if ds_config is not None:
+        stage = ds_config["zero_optimization"].get("stage", 0)
+        what = "backbone and optimizer sharded" if stage == 3 else "backbone replicated, optimizer sharded"
+        yield f"DeepSpeed: {recipe.distributed.deepspeed} (ZeRO-{stage}: {what}) over {ranks.world_size} ranks"
+    elif recipe.distributed.deepspeed is not None:
+        yield (
+            f"DeepSpeed: not used, since one process was started directly; for {recipe.distributed.deepspeed} start it "
+            "with `deepspeed --num_gpus N launchers/train.py --recipe ...`"
+        )
+    else:
+        yield f"DeepSpeed: not used, as the recipe says; {ranks.world_size} replica(s) sum the adapter's gradient"
+    yield f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation"
+    if checkpoint is not None:
+        yield f"resuming from {checkpoint}"
+
+
+def log_results(
+    tracker: Tracker, output_dir: Path, assembly: Assembly, test: Scores | None, summary: dict[str, Any]
+) -> None:
+    """Sends final numbers, the adapter, test predictions and a picture of them to the tracker. Main rank only."""
+    tracker.log_summary(summary)
+    tracker.log_artifact(output_dir / "adapter")
+    if test is None:
+        return
+    predictions = write_predictions(test, output_dir / "predictions" / "test.jsonl")
+    tracker.log_artifact(predictions, "predictions")
+    if test.per_type:
+        picture = per_type_f1_figure(test.per_type, output_dir / "figures" / "test_f1_by_type.png")
+        tracker.log_artifact(picture, FIGURES_FOLDER)
+    elif test.references and assembly.labels is not None:
+        picture = confusion_matrix_figure(
+            test.references, test.predictions, assembly.labels, output_dir / "figures" / "test_confusion.png"
+        )
+        tracker.log_artifact(picture, FIGURES_FOLDER)
+
+
+def write_predictions(scores: Scores, path: Path) -> Path:
+    """One JSON object per example."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(record, ensure_ascii=False) for record in scores.records)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

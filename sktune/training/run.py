@@ -1,0 +1,245 @@
+"""A training run from recipe to adapter folder and MLflow run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from sktune.recipe import DEEPSPEED_PRESETS, LoadedRecipe, Recipe, flatten, load_recipe_document
+from sktune.tasks.predictions import Scores
+from sktune.tracking import Tracker, start_tracking
+from sktune.training.assembly import Assembly, assemble, put_weights, recipe_text, save_adapter
+from sktune.training.checkpoint import FOLDER as CHECKPOINTS
+from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
+from sktune.training.deepspeed_config import read_deepspeed_config, size_deepspeed_config
+from sktune.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from sktune.training.evaluation import evaluate
+from sktune.training.loop import Loop, plan_steps
+from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
+from sktune.training.optimizer import build_optimizer
+from sktune.training.ranks import Ranks
+from sktune.training.reporting import decisions, log_results, run_name, run_tags
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+SUMMARY_FILE = "summary.json"
+ADAPTER_FOLDER = "adapter"
+PREDICTIONS_FOLDER = "predictions"
+# A resumed run may change these; anything else would make it another run.
+CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "data.max_validation", "data.max_test")
+
+
+def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
+    """Runs a recipe on this rank and returns the summary that is also written to `summary.json`.
+
+    Raises:
+        ValueError: for whatever the user can correct.
+        FloatingPointError: where the loss stops being a number.
+    """
+    recipe = loaded.recipe
+    output_dir = Path(recipe.output.dir)
+    checkpoint = _prepare_output(loaded, output_dir, ranks)
+    weights, moments, progress = load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())
+    tracker: Tracker | None = None
+    started = time.time()
+    try:
+        tracker = start_tracking(
+            recipe.tracking,
+            recipe_params=loaded.loggable(),
+            tags=run_tags(recipe, ranks),
+            run_name=run_name(recipe),
+            run_id=progress.run_id,
+            output_dir=output_dir,
+            is_main=ranks.is_main,
+        )
+        assembly = assemble(recipe, ranks)
+        if checkpoint:
+            put_weights(assembly.model, weights, str(checkpoint))
+        engine, ds_config = build_engine(assembly, ranks)
+        if checkpoint:
+            engine.load_optimizer_state(moments, progress.step)
+        loop = _build_loop(assembly, engine, ranks, tracker, output_dir, progress)
+        trainable, total = assembly.model.parameter_counts()
+        for line in decisions(recipe, ranks, loop, trainable, total, ds_config, checkpoint):
+            logger.info(line)
+        if ds_config is not None and ranks.is_main:
+            (output_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=1), encoding="utf-8")
+            tracker.log_artifact(output_dir / "deepspeed.json")
+        at_rest = frozen_bytes(assembly.model.backbone)
+        progress = loop.run()
+        test = _score_test(assembly, engine, ranks)
+        final_weights = engine.weights()
+        summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
+        if ranks.is_main:
+            metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
+            save_adapter(output_dir / ADAPTER_FOLDER, loaded, final_weights, assembly.labels, metrics)
+            (output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            log_results(tracker, output_dir, assembly, test, summary)
+        tracker.finish("FINISHED")
+        ranks.barrier()
+        return summary
+    except BaseException as error:
+        if tracker is not None:
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+        raise
+
+
+def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
+    """The engine the recipe asks for, and its DeepSpeed configuration (None for plain PyTorch)."""
+    recipe = assembly.recipe
+    parameters = assembly.model.trainable_parameters()
+    optimizer = build_optimizer(parameters, recipe.training)
+    name = recipe.distributed.deepspeed
+    if name is None or not ranks.launched:
+        assembly.model.to(ranks.device)
+        return PlainEngine(assembly.model, optimizer, recipe.training.max_grad_norm, ranks), None
+    config = size_deepspeed_config(
+        read_deepspeed_config(name),
+        shipped=name in DEEPSPEED_PRESETS,
+        training=recipe.training,
+        backbone=assembly.model.backbone,
+        trainable=sum(p.numel() for p in parameters.values()),
+    )
+    return DeepSpeedEngine(assembly.model, optimizer, config, ranks), config
+
+
+def _prepare_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Path | None:
+    """Makes the output folder ready; returns the checkpoint to resume from. One rank decides for all."""
+    outcome: tuple[str, Path | None] = ("", None)
+    if ranks.is_main:
+        try:
+            outcome = ("", _claim_output(loaded, output_dir))
+        except ValueError as error:
+            outcome = (str(error), None)
+    message, checkpoint = ranks.broadcast(outcome)
+    if message:
+        raise ValueError(message)
+    return checkpoint
+
+
+def _claim_output(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
+    recipe = loaded.recipe
+    used = (output_dir / RECIPE_FILE).exists()
+    checkpoint = latest_checkpoint(output_dir) if recipe.training.resume == "auto" else None
+    if used and checkpoint is None and not recipe.output.overwrite and recipe.training.resume != "auto":
+        raise ValueError(
+            f"output.dir: {output_dir} already holds a run; continue it with training.resume=auto (--resume), "
+            "start anew with output.overwrite=true, or choose another folder"
+        )
+    if checkpoint is not None:
+        _check_same_run(loaded, output_dir / RECIPE_FILE)
+    elif used:
+        for name in (CHECKPOINTS, ADAPTER_FOLDER, PREDICTIONS_FOLDER, "figures", "tracking"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+        for name in ("metrics.jsonl", SUMMARY_FILE, "deepspeed.json"):
+            (output_dir / name).unlink(missing_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / RECIPE_FILE).write_text(recipe_text(loaded), encoding="utf-8")
+    return checkpoint
+
+
+def _check_same_run(loaded: LoadedRecipe, earlier_file: Path) -> None:
+    earlier = flatten(load_recipe_document(earlier_file).loggable())
+    now = flatten(loaded.loggable())
+    changed = {
+        key: (earlier.get(key), now.get(key))
+        for key in {*earlier, *now}
+        if earlier.get(key) != now.get(key) and key != "training.resume"
+    }
+    refused = sorted(
+        key for key in changed if key == "training.seed" or not key.startswith(CHANGEABLE_ON_RESUME)
+    )
+    if refused:
+        listed = "; ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in refused)
+        raise ValueError(
+            f"training.resume: the run in {earlier_file.parent} was another one: {listed}; change it back, or use "
+            "another output.dir"
+        )
+    for key in sorted(changed):
+        logger.warning("resuming with a changed %s: was %r, is %r", key, *changed[key])
+
+
+def _build_loop(
+    assembly: Assembly, engine: Engine, ranks: Ranks, tracker: Tracker, output_dir: Path, progress: Progress
+) -> Loop:
+    assert assembly.raw is not None
+    encoded = assembly.encode(assembly.raw.train, "train")
+    for line in encoded.report:
+        logger.info(line)
+    rows = list(encoded.rows)
+    batches, total_steps = plan_steps(assembly, encoded.lengths, ranks.world_size)
+    if progress.step and progress.global_batch_size != batches.global_batch_size:
+        logger.warning(
+            "resuming with a global batch of %d instead of %d: the data goes on from step %d of the new order",
+            batches.global_batch_size, progress.global_batch_size, progress.step,
+        )  # fmt: skip
+    progress.run_id = ranks.broadcast(tracker.run_id)
+    progress.seed = assembly.recipe.training.seed
+    progress.global_batch_size = batches.global_batch_size
+    progress.world_size = ranks.world_size
+    meter = ThroughputMeter(ranks)
+    meter.train_seconds, meter.total_real_tokens = progress.train_seconds, progress.real_tokens
+    reset_peak_memory(ranks.device)
+    return Loop(
+        assembly=assembly,
+        train_rows=rows,
+        validation_rows=assembly.encode_for_scoring(assembly.raw.validation, "validation"),
+        engine=engine,
+        ranks=ranks,
+        tracker=tracker,
+        output_dir=output_dir,
+        batches=batches,
+        total_steps=total_steps,
+        progress=progress,
+        meter=meter,
+    )
+
+
+def _score_test(assembly: Assembly, engine: Engine, ranks: Ranks) -> Scores | None:
+    rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw is not None else None
+    if rows is None:
+        return None
+    recipe: Recipe = assembly.recipe
+    return evaluate(
+        engine, rows, assembly.collator, ranks, recipe.task, assembly.labels, recipe.training.per_device_eval_batch_size
+    )
+
+
+def _summarize(
+    loop: Loop,
+    progress: Progress,
+    test: Scores | None,
+    ranks: Ranks,
+    trainable: int,
+    total: int,
+    at_rest: int,
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Final numbers of a run; collective."""
+    summary: dict[str, Any] = {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "trainable_parameters": trainable,
+        "all_parameters": total,
+        "wall_seconds": wall_seconds,
+        "train_seconds": loop.meter.train_seconds,
+        "real_tokens": ranks.sum([float(loop.meter.total_real_tokens)])[0],
+    }
+    best = next((h for h in progress.history if h["step"] == progress.best_step), None)
+    if best is not None:
+        summary |= {f"validation/{name}": value for name, value in best.items() if name != "step"}
+    if test is not None:
+        summary |= {f"test/{name}": value for name, value in test.metrics.items()}
+    summary |= {f"speed/{name}": value for name, value in loop.meter.rates().items()}
+    per_rank = ranks.gather({**peak_memory(ranks.device), "frozen_bytes": float(at_rest)})
+    for name in per_rank[0]:
+        summary[f"memory/{name}"] = max(entry[name] for entry in per_rank)
+        for rank, entry in enumerate(per_rank):
+            summary[f"memory/rank{rank}/{name}"] = entry[name]
+    return summary

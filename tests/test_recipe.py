@@ -1,0 +1,611 @@
+"""Recipes: reading, substitution, overrides, errors and the rules between fields."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sktune.recipe import (
+    RecipeError,
+    dump_recipe,
+    flatten,
+    load_recipe,
+    load_recipe_document,
+    metrics_of,
+    parse_recipe,
+    validate_files,
+)
+from sktune.recipe.keys import KNOWN_ELSEWHERE, field_info
+from sktune.recipe.rules import RULES
+
+PLAIN: dict[str, Any] = {
+    "model": {"name_or_path": "embedded:llama"},
+    "method": {"name": "sk_prefix", "text": "Find the names."},
+    "task": {"name": "token_classification"},
+    "data": {"path": "embedded:newswire"},
+    "output": {"dir": "runs/x"},
+}
+SENTENCES = {"task": {"name": "sequence_classification"}, "data": {"path": "embedded:sentiment"}}
+WORDS = {
+    "task": {"name": "causal_lm", "label_words": {"negative": "bad", "positive": "good"}},
+    "data": {"path": "embedded:sentiment"},
+}
+ANSWERS = {"task": {"name": "causal_lm"}, "data": {"path": "some/set", "target_column": "answer"}}
+YAML = """\
+model:
+  name_or_path: embedded:llama
+method:
+  name: sk_prefix
+  text: Find the names.
+task:
+  name: token_classification
+data:
+  path: embedded:newswire
+output:
+  dir: runs/x
+"""
+
+Write = Callable[[str], Path]
+
+
+def changed(*changes: dict[str, Any]) -> dict[str, Any]:
+    """The plain recipe with fields set; another method replaces the section as a whole."""
+    mapping = copy.deepcopy(PLAIN)
+    for change in changes:
+        for section, fields in change.items():
+            if fields.get("name") in ("head_only", "sk_prompt"):
+                mapping[section] = {}
+            mapping.setdefault(section, {}).update(fields)
+    return mapping
+
+
+def problems_of(mapping: dict[str, Any]) -> dict[str, str]:
+    """Field -> text of its problem."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(mapping)
+    return {problem.field: str(problem) for problem in caught.value.problems}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_file_loads_with_defaults(write: Write) -> None:
+    recipe = load_recipe(write(YAML))
+    assert recipe.method.name == "sk_prefix"
+    assert recipe.training.learning_rate == 5e-3
+    assert recipe.quantization.bits is None
+    assert recipe == parse_recipe(PLAIN)
+
+
+def test_numbers_need_no_dot_and_words_stay_words(write: Write) -> None:
+    text = YAML.replace("token_classification", "sequence_classification").replace("newswire", "sentiment")
+    text = text.replace("  name: sequence", "  labels: [no, yes, 1:30, 2024-01-01]\n  name: sequence")
+    text += "training:\n  learning_rate: 1e-3\n  seed: 010\nquantization:\n  load_in_4bit: on\n"
+    recipe = load_recipe(write(text))
+    assert recipe.training.learning_rate == 1e-3
+    assert recipe.training.seed == 10
+    assert recipe.task.labels == ("no", "yes", "1:30", "2024-01-01")
+    assert recipe.quantization.load_in_4bit is True
+
+
+def test_an_empty_section_stands_for_its_defaults(write: Write) -> None:
+    assert load_recipe(write(YAML + "training:\nquantization: null\n")) == parse_recipe(PLAIN)
+
+
+def test_a_key_given_twice_is_an_error_with_both_lines(write: Write) -> None:
+    with pytest.raises(RecipeError, match=r"run.yaml:12: output.dir(.|\n)*on line 11 and again on line 12"):
+        load_recipe(write(YAML + "  dir: runs/y\n"))
+
+
+def test_a_key_that_is_no_text_is_an_error(write: Write) -> None:
+    with pytest.raises(RecipeError, match=r"tracking.tags.1(.|\n)*quotes"):
+        load_recipe(write(YAML + "tracking:\n  tags: {1: x}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("model: [1, 2\n", r"run.yaml:2:1"),
+        ("model:\n\tname: x\n", r"run.yaml:2:1:(.|\n)*spaces"),
+        ("model:\n  name: a: b\n", r"run.yaml:2:10:(.|\n)*quotes"),
+        ("model: !!python/object/apply:os.getcwd []\n", r"run.yaml:1:8"),
+        ("a: &a\n  b: *a\n", r"run.yaml:1(.|\n)*contains itself"),
+        ("", "is empty"),
+        ("- model\n", "not a mapping"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_what_is_no_yaml_mapping_is_one_message_with_its_place(write: Write, text: str, place: str) -> None:
+    with pytest.raises(RecipeError, match=place) as caught:
+        load_recipe(write(text))
+    assert len(caught.value.problems) == 1
+
+
+def test_a_missing_file_names_the_nearest_one(write: Write) -> None:
+    path = write(YAML)
+    with pytest.raises(RecipeError, match=r"does not exist(.|\n)*did you mean .*run\.yaml"):
+        load_recipe(path.with_name("rum.yaml"))
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(path.parent)
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("model: {name_or_path: é}".encode("latin-1"))
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(path)
+
+
+# --- environment ---------------------------------------------------------------------------------------
+
+
+def test_variables_are_replaced_in_whole_and_in_part(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT_OF_RUNS", "disk")
+    monkeypatch.setenv("STEPS", "7")
+    monkeypatch.delenv("ABSENT", raising=False)
+    text = YAML.replace("runs/x", "${ROOT_OF_RUNS}/x/${ABSENT:-none}").replace("Find", "Find $${all}")
+    recipe = load_recipe(write(text + "training:\n  max_steps: ${STEPS}\n"))
+    assert recipe.output.dir == "disk/x/none"
+    assert recipe.method.text == "Find ${all} the names."
+    assert recipe.training.max_steps == 7
+
+
+def test_an_unset_variable_names_field_and_variable(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ABSENT", raising=False)
+    with pytest.raises(RecipeError, match=r"run.yaml:11: output.dir(.|\n)*ABSENT is not set(.|\n)*export"):
+        load_recipe(write(YAML.replace("runs/x", "${ABSENT}")))
+    with pytest.raises(RecipeError, match=r"\$\{not a name\} is not a reference"):
+        load_recipe(write(YAML.replace("runs/x", '"${not a name}"')))
+
+
+def test_a_secret_stays_out_of_messages_and_logs(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret")
+    path = write(YAML + "tracking:\n  tracking_uri: https://${TOKEN}@host\n")
+    loaded = load_recipe_document(path, ["tracking.tags.team=${TOKEN}"])
+    assert loaded.recipe.tracking.tracking_uri == "https://s3cret@host"
+    assert loaded.as_written["tracking"]["tracking_uri"] == "https://${TOKEN}@host"
+    assert loaded.loggable()["tracking"]["tags"] == {"team": "${TOKEN}"}
+    assert loaded.loggable()["training"]["learning_rate"] == 5e-3
+    assert "s3cret" not in str(loaded.loggable())
+    for field in (
+        "model.dtype",
+        "training.max_steps",
+        "distributed.deepspeed",
+        "method.name",
+        "quantization",
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, [field + "=${TOKEN}"])
+        assert "${TOKEN}" in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+
+# --- overrides -----------------------------------------------------------------------------------------
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(write: Write) -> None:
+    recipe = load_recipe(
+        write(YAML),
+        [
+            "training.learning_rate=1e-2",
+            "training.max_steps=5",
+            "training.max_steps=6",
+            "data.validation=null",
+            "tracking.tags.team.name=a=b",
+            "method={name: head_only}",
+        ],
+    )
+    assert (recipe.training.learning_rate, recipe.training.max_steps) == (1e-2, 6)
+    assert recipe.data.validation is None
+    assert recipe.tracking.tags == {"team.name": "a=b"}
+    assert recipe.method.name == "head_only"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.learnin_rate=1",
+            r"\(override\): training.learnin_rate = 1(.|\n)*mean training.learning_rate",
+        ),
+        ("trainin.max_steps=1", "did you mean training.max_steps"),
+        ("learning_rate=1", "did you mean training.learning_rate"),
+        ("training.max_steps", r"has no `=`(.|\n)*section.field=value"),
+        ("--training.max_steps=1", r"starts with a dash(.|\n)*training.max_steps="),
+        ("training.max_steps.x=1", "no fields below"),
+        ("task.labels=[a", "not valid YAML"),
+        ("training.max_steps=0", r"\(override\): training.max_steps = 0(.|\n)*greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_override_says_what_was_meant(write: Write, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(YAML), [override])
+
+
+def test_overrides_leave_the_written_mapping_of_others_alone(write: Write) -> None:
+    path = write(YAML)
+    assert load_recipe(path, ["output.dir=runs/y"]).output.dir == "runs/y"
+    assert load_recipe(path).output.dir == "runs/x"
+
+
+# --- errors --------------------------------------------------------------------------------------------
+
+
+def test_all_errors_come_at_once_with_place_value_range_and_cure(write: Write) -> None:
+    text = YAML.replace("embedded:llama", "embedded:llama\n  learning_rate: 3")
+    text += "training:\n  learning_rate: -1\n  max_steps: many\n  lr: 2\n"
+    text += "quantization:\n  bnb_4bit_quant_type: nf4\nmodell: 1\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text), ["data.max_length=1", "nonsense"])
+    message = str(caught.value)
+    assert message.startswith("8 errors in recipe")
+    for expected in (
+        "run.yaml:3: model.learning_rate = 3",
+        "did you mean training.learning_rate?",
+        "run.yaml:14: training.learning_rate = -1",
+        "allowed: a number, > 0",
+        "default (0.005)",
+        'run.yaml:15: training.max_steps = "many"',
+        "run.yaml:16: training.lr = 2",
+        "run.yaml:18: quantization.bnb_4bit_quant_type",
+        "run.yaml:19: modell = 1",
+        "did you mean model?",
+        "run.yaml (override): data.max_length = 1",
+        "'nonsense' has no `=`",
+    ):
+        assert expected in message
+
+
+def test_the_method_is_named_without_the_union(write: Write) -> None:
+    assert set(problems_of(changed({"method": {"rank": 0}}))) == {"method.rank"}
+    unknown = changed({"method": {"name": "lora"}})
+    assert "sk_prefix, sk_prompt, head_only" in problems_of(unknown)["method.name"]
+    unnamed = changed()
+    del unnamed["method"]["name"]
+    assert "is required" in problems_of(unnamed)["method.name"]
+    other = changed({"method": {"name": "head_only", "rank": 3}})
+    assert "sk_prefix and sk_prompt, not of head_only" in problems_of(other)["method.rank"]
+
+
+def test_missing_sections_and_fields_are_named() -> None:
+    problems = problems_of({"data": {}, "training": 3, "method": {"name": "sk_prompt"}})
+    assert {"model", "task", "output", "data.path", "method.text", "training"} == set(problems)
+    assert "add `output:` and below it, indented, `dir: ...`" in problems["output"]
+    assert "add `path:` below `data:`" in problems["data.path"]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("training", "max_steps", True), ("training", "learning_rate", float("inf")), ("training", "seed", 1.5)],
+)
+def test_what_is_no_number_is_not_taken_for_one(section: str, field: str, value: Any) -> None:
+    assert set(problems_of(changed({section: {field: value}}))) == {f"{section}.{field}"}
+
+
+def test_numbers_in_place_of_texts_want_quotes() -> None:
+    problems = problems_of(changed({"task": {"labels": [0, 1]}, "tracking": {"tags": {"seed": 3}}}))
+    assert {"task.labels.0", "task.labels.1", "tracking.tags.seed"} == set(problems)
+    assert "quotes" in problems["tracking.tags.seed"]
+
+
+def test_names_of_other_tools_lead_to_fields_that_exist() -> None:
+    for meant in KNOWN_ELSEWHERE.values():
+        assert field_info(*meant.split(".")) is not None
+    assert "did you mean data.path?" in problems_of(changed({"data": {"dataset": "x"}}))["data.dataset"]
+
+
+# --- out -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_dumped_loads_back_equal(write: Write) -> None:
+    text = "no ${REF} and $${more}: 'quotes'\nsecond line é"
+    changes: dict[str, Any] = {
+        "method": {"text": text},
+        "task": {"labels": ["1e-3", "no", "7", "null"]},
+        "training": {"learning_rate": 1e-5, "max_steps": 3},
+        "tracking": {"tags": {"a.b": "0x1f"}},
+    }
+    recipe = parse_recipe(changed(changes))
+    assert recipe.method.text == text  # type: ignore[union-attr]
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+def test_flatten_gives_dotted_plain_values() -> None:
+    flat = flatten({"a": {"b": 1, "c": {"d": None}}, "e": ["x", "y"], "f": {}, "g": True, "h": 0.5})
+    assert flat == {"a.b": 1, "a.c.d": "null", "e": '["x", "y"]', "f": "{}", "g": True, "h": 0.5}
+
+
+def test_validate_reports_each_file_and_fails_if_any_does(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write(YAML)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(YAML.replace("runs/x", '""'), encoding="utf-8")
+    assert validate_files([str(good)]) == 0
+    assert validate_files([str(good), str(bad)], ["training.max_steps=3"]) == 1
+    output = capsys.readouterr()
+    assert f"OK {good}: sk_prefix on embedded:llama" in output.out
+    assert "1 of 2 recipes are good" in output.out
+    assert "bad.yaml:11: output.dir" in output.err
+    assert validate_files([]) == 1
+
+
+def test_checking_a_recipe_imports_no_heavy_library() -> None:
+    code = "import sys, sktune.recipe; print(*sys.modules)"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    loaded = done.stdout.split()
+    assert "sktune.recipe" in loaded
+    assert not {"torch", "transformers", "datasets", "mlflow", "deepspeed"} & set(loaded)
+
+
+# --- rules ---------------------------------------------------------------------------------------------
+
+NF4 = {"quantization": {"bnb_4bit_quant_type": "nf4"}}
+EVERY_STEP = {"semantics": "every_step"}
+PAIRS = {
+    "task": {"name": "pair_classification"},
+    "data": {"path": "embedded:entailment", "text_pair_column": "h"},
+}
+
+# rule -> (a recipe that breaks it and nothing else, the field it names, a near neighbour that is fine)
+CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "one_bit_width": (
+        changed({"quantization": {"load_in_4bit": True, "load_in_8bit": True}}),
+        "quantization.load_in_8bit",
+        changed({"quantization": {"load_in_4bit": False, "load_in_8bit": True}}),
+    ),
+    "options_of_4bit_need_4bit": (
+        changed(NF4),
+        "quantization.bnb_4bit_quant_type",
+        changed(NF4, {"quantization": {"load_in_4bit": True}}),
+    ),
+    "options_of_8bit_need_8bit": (
+        changed({"quantization": {"load_in_4bit": True, "llm_int8_threshold": 6.0}}),
+        "quantization.llm_int8_threshold",
+        changed({"quantization": {"load_in_8bit": True, "llm_int8_threshold": 6.0}}),
+    ),
+    "skip_modules_need_quantization": (
+        changed({"quantization": {"skip_modules": ["x"]}}),
+        "quantization.skip_modules",
+        changed({"quantization": {"skip_modules": ["x"], "load_in_8bit": True}}),
+    ),
+    "flash_attention_needs_16_bits": (
+        changed({"model": {"attn_implementation": "flash_attention_2", "dtype": "float32"}}),
+        "model.attn_implementation",
+        changed({"model": {"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}}),
+    ),
+    "embedded_model_exists": (
+        changed({"model": {"name_or_path": "embedded:lama"}}),
+        "model.name_or_path",
+        changed({"model": {"name_or_path": "some/lama"}}),
+    ),
+    "embedded_models_have_no_revision": (
+        changed({"model": {"revision": "main"}}),
+        "model.revision",
+        changed({"model": {"revision": "main", "name_or_path": "some/llama"}}),
+    ),
+    "text_says_something": (
+        changed({"method": {"text": "  "}}),
+        "method.text",
+        changed({"method": {"text": " x "}}),
+    ),
+    "trainable_text_needs_every_step": (
+        changed({"method": {"trainable_text": True}}),
+        "method.trainable_text",
+        changed({"method": {"trainable_text": True, **EVERY_STEP}}),
+    ),
+    "adapter_options_have_effect": (
+        changed({"method": {"adapter": "linear", "rank": 8}}),
+        "method.rank",
+        changed({"method": {"adapter": "linear", "bias": False, "shared": True}}),
+    ),
+    "something_is_trained": (
+        changed(WORDS, {"method": {"adapter": "identity"}}),
+        "method.adapter",
+        changed(WORDS, {"method": {"adapter": "identity", "trainable_text": True, **EVERY_STEP}}),
+    ),
+    "causal_lm_has_one_kind_of_target": (
+        changed(WORDS, ANSWERS),
+        "task.label_words",
+        changed(ANSWERS),
+    ),
+    "targets_in_words_need_causal_lm": (
+        changed({"data": {"target_column": "answer"}}),
+        "data.target_column",
+        changed({"data": {"target_column": None}}),
+    ),
+    "label_words_tell_labels_apart": (
+        changed(WORDS, {"task": {"label_words": {"a": "x", "b": " x"}}}),
+        "task.label_words",
+        changed(WORDS, {"task": {"label_words": {"a": "x", "b": "y"}}}),
+    ),
+    "labels_agree_with_label_words": (
+        changed(WORDS, {"task": {"labels": ["negative", "neutral"]}}),
+        "task.labels",
+        changed(WORDS, {"task": {"labels": ["positive", "negative"]}}),
+    ),
+    "labels_are_two_or_more": (
+        changed({"task": {"labels": ["O", "O"]}}),
+        "task.labels",
+        changed({"task": {"labels": ["O", "B-PER"]}}),
+    ),
+    "labels_need_classes": (
+        changed({"task": {"name": "regression", "labels": ["a", "b"]}, "data": {"path": "some/set"}}),
+        "task.labels",
+        changed(SENTENCES, {"task": {"labels": ["a", "b"]}}),
+    ),
+    "pooling_needs_a_sentence_task": (
+        changed({"task": {"pooling": "mean"}}),
+        "task.pooling",
+        changed(SENTENCES, {"task": {"pooling": "mean"}}),
+    ),
+    "labelled_piece_needs_token_classification": (
+        changed(SENTENCES, {"task": {"labelled_piece": "last"}}),
+        "task.labelled_piece",
+        changed({"task": {"labelled_piece": "last"}}),
+    ),
+    "head_dropout_needs_a_head": (
+        changed(WORDS, {"task": {"head_dropout": 0.1}}),
+        "task.head_dropout",
+        changed({"task": {"head_dropout": 0.1}}),
+    ),
+    "max_new_tokens_needs_generation": (
+        changed(WORDS, {"task": {"max_new_tokens": 4}}),
+        "task.max_new_tokens",
+        changed(ANSWERS, {"task": {"max_new_tokens": 4}}),
+    ),
+    "pairs_need_a_second_column": (
+        changed(PAIRS, {"data": {"text_pair_column": None}}),
+        "data.text_pair_column",
+        changed(PAIRS),
+    ),
+    "pairs_are_not_tagged": (
+        changed({"data": {"text_pair_column": "h"}}),
+        "data.text_pair_column",
+        changed(SENTENCES, {"data": {"text_pair_column": "h"}}),
+    ),
+    "pair_template_needs_a_pair": (
+        changed({"data": {"pair_template": "{text} {text_pair}"}}),
+        "data.pair_template",
+        changed(PAIRS, {"data": {"pair_template": "{text} {text_pair}"}}),
+    ),
+    "pair_template_names_both_texts": (
+        changed(PAIRS, {"data": {"pair_template": "{text} {hypothesis}"}}),
+        "data.pair_template",
+        changed(PAIRS, {"data": {"pair_template": "{text_pair}, so {text}?"}}),
+    ),
+    "columns_belong_to_the_task": (
+        changed({"data": {"label_column": "y"}}),
+        "data.label_column",
+        changed({"data": {"tags_column": "y"}}),
+    ),
+    "conll_holds_tagged_words": (
+        changed(SENTENCES, {"data": {"path": "folder", "format": "conll"}}),
+        "data.format",
+        changed({"data": {"path": "folder", "format": "conll"}}),
+    ),
+    "conll_columns_need_conll": (
+        changed({"data": {"path": "folder", "format": "jsonl", "conll_tag_column": 2}}),
+        "data.conll_tag_column",
+        changed({"data": {"path": "folder", "conll_tag_column": 2}}),
+    ),
+    "sample_limits_need_their_split": (
+        changed({"data": {"max_test_samples": 3}}),
+        "data.max_test_samples",
+        changed({"data": {"max_test_samples": 3, "test": "test"}}),
+    ),
+    "embedded_data_exist": (
+        changed({"data": {"path": "embedded:news"}}),
+        "data.path",
+        changed({"data": {"path": "some/news"}}),
+    ),
+    "embedded_data_have_no_configuration": (
+        changed({"data": {"name": "en"}}),
+        "data.name",
+        changed({"data": {"name": "en", "path": "some/set"}}),
+    ),
+    "best_metric_is_one_of_the_task": (
+        changed({"training": {"metric_for_best_model": "matthews"}}),
+        "training.metric_for_best_model",
+        changed(SENTENCES, {"training": {"metric_for_best_model": "matthews"}}),
+    ),
+    "evaluation_needs_validation_data": (
+        changed({"training": {"early_stopping_patience": 2}, "data": {"validation": None}}),
+        "training.early_stopping_patience",
+        changed({"training": {"early_stopping_patience": 2, "eval_steps": 5}}),
+    ),
+    "threshold_needs_patience": (
+        changed({"training": {"early_stopping_threshold": 0.1}}),
+        "training.early_stopping_threshold",
+        changed({"training": {"early_stopping_threshold": 0.1, "early_stopping_patience": 1}}),
+    ),
+    "warmup_fits_into_training": (
+        changed({"training": {"warmup_steps": 11, "max_steps": 10}}),
+        "training.warmup_steps",
+        changed({"training": {"warmup_steps": 10, "max_steps": 10}}),
+    ),
+    "head_rate_needs_a_head": (
+        changed(WORDS, {"training": {"head_learning_rate": 1e-3}}),
+        "training.head_learning_rate",
+        changed({"training": {"head_learning_rate": 1e-3}}),
+    ),
+    "deepspeed_is_a_preset_or_a_file": (
+        changed({"distributed": {"deepspeed": "zero5"}}),
+        "distributed.deepspeed",
+        changed({"distributed": {"deepspeed": None}}),
+    ),
+    "output_has_a_name": (
+        changed({"output": {"dir": " "}}),
+        "output.dir",
+        changed({"output": {"dir": "x"}}),
+    ),
+    "resume_keeps_what_is_there": (
+        changed({"output": {"overwrite": True}, "training": {"resume": "auto"}}),
+        "output.overwrite",
+        changed({"output": {"overwrite": True}}),
+    ),
+}
+
+
+def test_every_case_belongs_to_a_rule() -> None:
+    assert set(CASES) == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", [rule.__name__ for rule in RULES])
+def test_rule(rule: str) -> None:
+    """Each rule finds its mistake, names the field, offers a cure, and leaves the near neighbour alone."""
+    wrong, field, right = CASES[rule]
+    problems = problems_of(wrong)
+    assert set(problems) == {field}
+    assert "cure: " in problems[field]
+    parse_recipe(right)
+
+
+def test_causal_lm_without_any_target_or_anything_to_train() -> None:
+    assert "neither" in problems_of(changed({**ANSWERS, "data": {"path": "some/set"}}))["task.label_words"]
+    headless = changed(WORDS, {"method": {"name": "head_only"}})
+    assert "nothing would be trained" in problems_of(headless)["method.name"]
+
+
+def test_every_evaluation_option_needs_validation_data() -> None:
+    training = {"eval_steps": 5, "early_stopping_patience": 1, "metric_for_best_model": "f1"}
+    problems = problems_of(changed({"training": training, "data": {"validation": None}}))
+    assert set(problems) == {f"training.{key}" for key in training}
+
+
+def test_a_deepspeed_file_must_exist(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    wrong = changed({"distributed": {"deepspeed": str(own)}})
+    assert "no such DeepSpeed file" in problems_of(wrong)["distributed.deepspeed"]
+    own.write_text("{}", encoding="utf-8")
+    assert parse_recipe(wrong).distributed.deepspeed == str(own)
+
+
+@pytest.mark.parametrize(
+    ("change", "main"),
+    [({}, "f1"), (SENTENCES, "accuracy"), (PAIRS, "accuracy"), (WORDS, "accuracy"), (ANSWERS, "perplexity")],
+)
+def test_the_main_metric_of_a_task_comes_first(change: dict[str, Any], main: str) -> None:
+    assert metrics_of(parse_recipe(changed(change)).task)[0] == main
+
+
+def test_rules_run_for_good_sections_beside_bad_ones() -> None:
+    wrong = changed(NF4, {"training": {"learning_rate": 0}})
+    assert set(problems_of(wrong)) == {"training.learning_rate", "quantization.bnb_4bit_quant_type"}
