@@ -47,10 +47,10 @@ install_torch() {
         return
     fi
     echo "setup: installing torch $version for CPUs (no NVIDIA GPU found)"
-    # Never plain `torch` here: on PyPI that is the CUDA build. An index or folder of wheels that pip is
+    # Always with `+cpu`: without it PyPI offers the CUDA build. An index or folder of wheels that pip is
     # configured with may have the CPU build; PyTorch's own index has it.
     pip_install "torch==$version+cpu" \
-        || pip_install --index-url https://download.pytorch.org/whl/cpu "torch==$version" \
+        || pip_install --index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu" \
         || failed "no CPU build of torch $version: neither pip's configured index nor download.pytorch.org has it."
 }
 

@@ -43,7 +43,11 @@ def references(examples: list[Example] | None) -> list[Any]:
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_every_table_format_gives_the_same_examples(tmp_path: Path, ending: str) -> None:
-    rows = [{"text": "a, good one", "label": "yes"}, {"text": "NA", "label": "no"}, {"text": "007", "label": "no"}]
+    rows = [
+        {"text": "a, good one", "label": "yes"},
+        {"text": "NA", "label": "no"},
+        {"text": "007", "label": "no"},
+    ]
     table = datasets.Dataset.from_list(rows)
     path = tmp_path / f"train.{ending}"
     if ending in ("jsonl", "json"):
@@ -58,6 +62,14 @@ def test_every_table_format_gives_the_same_examples(tmp_path: Path, ending: str)
         assert references(splits.train) == ["yes", "no", "no"]
         assert splits.labels == ("no", "yes")
         assert splits.validation is None
+
+
+def test_json_text_is_never_reinterpreted(tmp_path: Path) -> None:
+    rows = [{"text": "2020-01-01", "label": "2"}, {"text": 5, "label": 1}]
+    (tmp_path / "train.json").write_text("\ufeff" + json.dumps(rows, indent=1))
+    splits = load(tmp_path)
+    assert [example.text for example in splits.train] == ["2020-01-01", "5"]
+    assert splits.labels == ("1", "2")
 
 
 def test_tsv_has_no_quoting_and_csv_has(tmp_path: Path) -> None:
@@ -151,7 +163,9 @@ def test_regression_reads_numbers_and_refuses_the_rest(tmp_path: Path) -> None:
 
 
 def test_pairs_and_their_column(tmp_path: Path) -> None:
-    write_lines(tmp_path / "train.jsonl", [{"p": "a", "h": "", "label": "x"}, {"p": "b", "h": "c", "label": "y"}])
+    write_lines(
+        tmp_path / "train.jsonl", [{"p": "a", "h": "", "label": "x"}, {"p": "b", "h": "c", "label": "y"}]
+    )
     pairs = TaskSection(name="pair_classification")
     splits = load(tmp_path, pairs, text_column="p", text_pair_column="h")
     assert [(e.text, e.text_pair) for e in splits.train] == [("a", ""), ("b", "c")]
@@ -223,13 +237,25 @@ def test_wrong_columns_are_answered_with_those_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "fields", "message"),
     [
-        ({"a.jsonl": "", "b.csv": ""}, {}, r"data\.train: there is no file 'train' .*Files there: a\.jsonl, b\.csv"),
+        (
+            {"a.jsonl": "", "b.csv": ""},
+            {},
+            r"data\.train: there is no file 'train' .*Files there: a\.jsonl, b\.csv",
+        ),
         ({"train.csv": "", "train.tsv": ""}, {}, r"'train' could be any of train\.csv, train\.tsv"),
-        ({"train.jsonl": ""}, {}, r"train\.jsonl: the file is empty"),
-        ({"train.csv": "text,label\n"}, {}, r"train\.csv"),
-        ({"train.csv": ""}, {}, r"train\.csv"),
-        ({"train.csv": "text,label\na,b,c\n"}, {"train": "train.csv"}, r"train\.csv"),
-        ({"train.jsonl": '{"text": "a"\n'}, {}, r"train\.jsonl: cannot be read as jsonl"),
+        ({"train.jsonl": ""}, {}, r"train\.jsonl holds no rows"),
+        ({"train.csv": "text,label\n"}, {}, r"train\.csv holds no rows"),
+        ({"train.csv": ""}, {}, r"train\.csv holds no rows"),
+        ({"train.csv": "text,label\na,b,c\n"}, {}, r"names 2 columns, the second has 3"),
+        (
+            {"train.tsv": "text\tlabel\na\tx\nb\ty\tz\n"},
+            {},
+            r"train\.tsv: cannot be read as tsv.*3 fields|saw 3",
+        ),
+        ({"train.jsonl": '{"text": "a"}\n\n{"text": "b"\n'}, {}, r"train\.jsonl:3: not JSON"),
+        ({"train.json": '[{"text": "a"},\n {"text": }]'}, {}, r"train\.json:2: not JSON"),
+        ({"train.jsonl": '"a"\n'}, {}, r"row 0: a JSON object with the columns is needed"),
+        ({"train.parquet": "no"}, {}, r"train\.parquet: cannot be read as parquet"),
         ({"train.txt": "x\n"}, {}, r"train\.txt: cannot tell the format .*Set data\.format to jsonl, csv"),
         ({"train.conll": "x O\n"}, {"format": "conll"}, r"data\.format: conll holds tagged words"),
         ({"train.csv": "text,text\na,b\n"}, {}, r"a column name occurs twice"),
@@ -248,7 +274,9 @@ def test_files_that_cannot_be_read(
 
 def test_a_missing_validation_file_says_how_to_go_without(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", labelled("a", "b"))
-    with pytest.raises(ValueError, match=r"data\.validation: there is no file 'validation'.* null to go without"):
+    with pytest.raises(
+        ValueError, match=r"data\.validation: there is no file 'validation'.* null to go without"
+    ):
         load(tmp_path, validation="validation")
 
 
@@ -258,6 +286,8 @@ def test_paths_that_are_no_folder(tmp_path: Path) -> None:
         load(tmp_path / "train.jsonl")
     with pytest.raises(ValueError, match="there is no folder"):
         load(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"data\.path: 'csv' is a format"):
+        load_splits(DataSection(path="csv"), CLASSES)
     with pytest.raises(ValueError, match=r"cannot read split 'train' of nobody/nothing .*data\.path"):
         load_splits(DataSection(path="nobody/nothing", name="x"), CLASSES)
 
@@ -272,7 +302,7 @@ def test_save_to_disk_folders_are_refused_with_a_cure(tmp_path: Path) -> None:
 
 
 def test_glob_characters_in_a_file_name_are_just_characters(tmp_path: Path) -> None:
-    folder = tmp_path / "set [v1]"
-    folder.mkdir()
+    folder = tmp_path / ".sets" / "set [v1] *"
+    folder.mkdir(parents=True)
     write_lines(folder / "train.jsonl", labelled("a", "b"))
     assert references(load(folder).train) == ["a", "b"]

@@ -31,7 +31,6 @@ from tiny_models import (
 )
 from torch.nn import functional as F
 
-from sktune.methods import Method
 from sktune.tasks.padding import RightAligned
 
 METHODS = ("sk_prefix", "sk_prompt")
@@ -40,7 +39,7 @@ FAMILIES_AND_KERNELS = [(family, kernel) for family in CONFIGS for kernel in ker
 
 
 def special_rule(method: str, family: str, prompt: int, length: int) -> torch.Tensor | None:
-    """[prompt + length, prompt + length] bool, what each token sees, where it is not simply what the model does."""
+    """What each token sees, [prompt + length, prompt + length] bool; None: simply what the plain model does."""
     total = prompt + length
     rows, columns = torch.arange(total)[:, None], torch.arange(total)[None]
     if method == "sk_prefix" and family in ENCODERS:
@@ -52,7 +51,7 @@ def special_rule(method: str, family: str, prompt: int, length: int) -> torch.Te
 
 
 def reference_mask(mask: torch.Tensor, prompt: int, rule: torch.Tensor | None) -> torch.Tensor:
-    """The mask the plain model is given for prompt + input: the usual [B, length], or the rule as [B, 1, ., .]."""
+    """The plain model's mask for prompt + input: the usual [B, length], or the rule as [B, 1, ., .]."""
     whole = F.pad(mask, (prompt, 0), value=1)
     if rule is None:
         return whole
@@ -60,16 +59,20 @@ def reference_mask(mask: torch.Tensor, prompt: int, rule: torch.Tensor | None) -
 
 
 def read_hard_prompt(
-    plain: tf.PreTrainedModel, prompt: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, rule: torch.Tensor | None = None
+    plain: tf.PreTrainedModel,
+    prompt: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    rule: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states [B, L, d] of right-padded ids [B, L], read behind the prompt [1, P]."""
     count = prompt.shape[1]
     whole = torch.cat((prompt.expand(len(ids), -1), ids), dim=1)
     with torch.no_grad():
-        return plain(input_ids=whole, attention_mask=reference_mask(mask, count, rule))[0][:, count:]  # type: ignore[no-any-return]
+        return plain(input_ids=whole, attention_mask=reference_mask(mask, count, rule))[0][:, count:]
 
 
-def read_tuned(method: Method, backbone: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def read_tuned(method: Any, backbone: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The method's hidden states, rows padded on any side, given back in the caller's order."""
     aligned = RightAligned(mask)
     with torch.no_grad():
@@ -155,7 +158,7 @@ def test_window_longer_than_everything_is_no_window(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_layers_with_and_without_a_window_side_by_side(kernel: str) -> None:
-    window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
     backbone, plain = tiny_backbone("qwen2", kernel, **window), tiny_network("qwen2", kernel, **window)
     assert set(plain.config.layer_types) == {"full_attention", "sliding_attention"}
     ids, _ = batch(lengths=(9,))
@@ -219,7 +222,9 @@ KERNELS_THAT_AGREE = [
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("family", "routes"), KERNELS_THAT_AGREE)
-def test_logits_and_gradients_are_the_same_by_every_route(family: str, routes: tuple[str, ...], name: str) -> None:
+def test_logits_and_gradients_are_the_same_by_every_route(
+    family: str, routes: tuple[str, ...], name: str
+) -> None:
     """Padding side, gradient checkpointing and attention kernel change how it is computed, never what."""
     results = []
     for kernel in routes:
@@ -239,18 +244,20 @@ def test_logits_and_gradients_are_the_same_by_every_route(family: str, routes: t
         torch.testing.assert_close(other_loss, loss, atol=TOLERANCE, rtol=0)
         for parameter, gradient in gradients.items():
             scale = float(gradient.abs().max())
-            torch.testing.assert_close(other_gradients[parameter], gradient, atol=2e-5 * max(scale, 1.0), rtol=0)
+            torch.testing.assert_close(
+                other_gradients[parameter], gradient, atol=2e-5 * max(scale, 1.0), rtol=0
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_trainable_text_gets_the_gradient_of_the_hard_prompt(family: str, name: str) -> None:
-    """With F the identity, a changed text is a changed prompt, and backpropagation crosses the frozen model."""
+    """With F the identity, a changed text is a changed prompt, and gradient crosses the frozen model."""
     kernel = kernels(family)[-1]
     backbone = tiny_backbone(family, kernel, checkpointing=True)
     method = tiny_method(name, backbone, adapter="identity", semantics="every_step", trainable_text=True)
-    (change,) = method.parameters()  # type: ignore[attr-defined]
-    perturb(method)  # type: ignore[arg-type]
+    (change,) = method.parameters()
+    perturb(method)
     ids, mask = batch()
     weight = torch.randn(int(mask.sum()), backbone.hidden_size, generator=torch.Generator().manual_seed(2))
     loss = (real_rows(method(backbone, backbone.embed(ids), mask), mask) * weight).sum()
@@ -262,7 +269,8 @@ def test_the_trainable_text_gets_the_gradient_of_the_hard_prompt(family: str, na
     embed = plain.get_input_embeddings()
     opening = (embed(prompt_ids(family)) + altered).expand(len(ids), -1, -1)
     hidden = plain(
-        inputs_embeds=torch.cat((opening, embed(ids)), dim=1), attention_mask=reference_mask(mask, count, rule)
+        inputs_embeds=torch.cat((opening, embed(ids)), dim=1),
+        attention_mask=reference_mask(mask, count, rule),
     )[0][:, count:]
     expected_loss = (real_rows(hidden, mask) * weight).sum()
     (expected,) = torch.autograd.grad(expected_loss, altered)

@@ -311,6 +311,32 @@ def test_resuming_a_run_that_the_store_has_lost_uploads_its_whole_record(
     assert "uploaded as a new run" in caplog.text
 
 
+def test_a_run_whose_creation_was_never_answered_is_found_again(
+    start: Start, uri: str, tmp_path: Path
+) -> None:
+    first = start()
+    first.log_metrics({"train/loss": 1.0}, 1)
+    path = tmp_path / "run" / names.STATE_FILE
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "run_id": None}))
+    second = start(run_id=state["local_id"])
+    assert second.run_id == first.run_id
+    assert history(uri, second.run_id, "train/loss") == [(1, 1.0)]
+
+
+def test_a_run_that_is_deleted_meanwhile_does_not_stop_training(
+    start: Start, uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start()
+    MlflowClient(uri).delete_run(run.run_id)
+    for step in range(1, 4):
+        run.log_metrics({"train/loss": 1.0}, step)
+    run.finish("FINISHED")
+    assert local_steps(tmp_path / "run") == [1, 2, 3]
+    assert len([r for r in caplog.records if "refuses metrics" in r.message]) == 1
+    assert [step for step, _ in history(uri, replay(tmp_path / "run"), "train/loss")] == [1, 2, 3]
+
+
 def test_a_new_run_in_an_old_folder_leaves_the_old_metrics_behind(
     start: Start, uri: str, tmp_path: Path
 ) -> None:

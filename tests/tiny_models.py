@@ -1,4 +1,4 @@
-"""Tiny real models and tokenizers for the tests: random weights, every architecture in one shape, no downloads."""
+"""Tiny real models and tokenizers for the tests: random weights, one shape for all, no downloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from sktune.backbone import Backbone
-from sktune.methods import Method, build_method
+from sktune.methods import build_method
 from sktune.recipe.schema import MethodSection, SKPrefixMethod, SKPromptMethod, TaskSection
 from sktune.tasks import TunedModel, build_head
 
@@ -48,15 +48,31 @@ CONFIGS: dict[str, Callable[..., tf.PretrainedConfig]] = {
         **{**_SHAPE, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True, **more}
     ),
     "bloom": lambda **more: tf.BloomConfig(
-        **{"vocab_size": VOCABULARY_SIZE, "hidden_size": WIDTH, "n_layer": DEPTH, "n_head": HEADS, **_SPECIAL, **more}
+        **{
+            "vocab_size": VOCABULARY_SIZE,
+            "hidden_size": WIDTH,
+            "n_layer": DEPTH,
+            "n_head": HEADS,
+            **_SPECIAL,
+            **more,
+        }
     ),
     "phi": lambda **more: tf.PhiConfig(**{**_SHAPE, "intermediate_size": 128, **more}),
     "gpt2": lambda **more: tf.GPT2Config(
-        **{"vocab_size": VOCABULARY_SIZE, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS, **_SPECIAL, **more}
+        **{
+            "vocab_size": VOCABULARY_SIZE,
+            "n_embd": WIDTH,
+            "n_layer": DEPTH,
+            "n_head": HEADS,
+            **_SPECIAL,
+            **more,
+        }
     ),
     "opt": lambda **more: tf.OPTConfig(**{**_SHAPE, "ffn_dim": 128, "word_embed_proj_dim": WIDTH, **more}),
     "bert": lambda **more: tf.BertConfig(**{**_SHAPE, "intermediate_size": 128, **more}),
-    "roberta": lambda **more: tf.RobertaConfig(**{**_SHAPE, "intermediate_size": 128, "type_vocab_size": 1, **more}),
+    "roberta": lambda **more: tf.RobertaConfig(
+        **{**_SHAPE, "intermediate_size": 128, "type_vocab_size": 1, **more}
+    ),
 }
 ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
@@ -69,11 +85,16 @@ def kernels(family: str) -> tuple[str, ...]:
 
 
 def tiny_network(
-    family: str, attention: str = "eager", *, language_model: bool = False, dtype: torch.dtype = torch.float32, **config: Any
+    family: str,
+    attention: str = "eager",
+    *,
+    language_model: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> tf.PreTrainedModel:
     """The plain transformers model, the same weights for the same family at every call.
 
-    Weights are larger than an initialisation's, and biases are not zero: what a token attends to then matters.
+    Weights are larger than an initialisation's and biases are not zero: what a token attends to matters.
     """
     auto: Any = tf.AutoModelForCausalLM if language_model else tf.AutoModel
     network = auto.from_config(CONFIGS[family](**config), attn_implementation=attention)
@@ -82,12 +103,16 @@ def tiny_network(
         for parameter in network.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise * 0.08 if parameter.ndim > 1 else parameter + noise * 0.05)
-    return network.to(dtype).eval()  # type: ignore[no-any-return]
+    return network.to(dtype).eval()
 
 
-def tiny_backbone(family: str, attention: str = "eager", *, checkpointing: bool = False, **network: Any) -> Backbone:
+def tiny_backbone(
+    family: str, attention: str = "eager", *, checkpointing: bool = False, **network: Any
+) -> Backbone:
     return Backbone(
-        tiny_network(family, attention, **network), attn_implementation=attention, gradient_checkpointing=checkpointing
+        tiny_network(family, attention, **network),
+        attn_implementation=attention,
+        gradient_checkpointing=checkpointing,
     )
 
 
@@ -99,7 +124,9 @@ def tiny_tokenizer(encoder: bool = False) -> tf.PreTrainedTokenizerFast:
     raw.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", OPENING), ("</s>", CLOSING)]
     )
-    names = {"cls_token": "<s>", "sep_token": "</s>"} if encoder else {"bos_token": "<s>", "eos_token": "</s>"}
+    names = (
+        {"cls_token": "<s>", "sep_token": "</s>"} if encoder else {"bos_token": "<s>", "eos_token": "</s>"}
+    )
     return tf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", **names)
 
 
@@ -109,13 +136,15 @@ def prompt_ids(family: str) -> torch.Tensor:
 
 
 def section(name: str, **fields: Any) -> MethodSection:
-    return {"sk_prefix": SKPrefixMethod, "sk_prompt": SKPromptMethod}[name](text=TEXT, **fields)
+    """An SK method's recipe section, with the tests' prompt text."""
+    return SKPrefixMethod(text=TEXT, **fields) if name == "sk_prefix" else SKPromptMethod(text=TEXT, **fields)
 
 
-def tiny_method(name: str, backbone: Backbone, **fields: Any) -> Method:
+def tiny_method(name: str, backbone: Backbone, **fields: Any) -> Any:
+    """The method at its starting point, in evaluation mode."""
     torch.manual_seed(0)
-    method = build_method(section(name, **fields), backbone, tiny_tokenizer(backbone.family in ENCODERS))
-    return method.eval()  # type: ignore[attr-defined, no-any-return]
+    method: Any = build_method(section(name, **fields), backbone, tiny_tokenizer(backbone.family in ENCODERS))
+    return method.eval()
 
 
 def tiny_tuned(
@@ -126,10 +155,10 @@ def tiny_tuned(
     *,
     task_fields: dict[str, Any] | None = None,
     **fields: Any,
-) -> TunedModel:
-    """The whole module, every trainable number away from its starting value, so that all gradients are real."""
+) -> Any:
+    """The whole module, every trainable number away from its starting value: no gradient is zero."""
     method = tiny_method(name, backbone, **fields)
-    head = build_head(TaskSection(name=task, **(task_fields or {})), backbone, labels)  # type: ignore[arg-type]
+    head = build_head(TaskSection.model_validate({"name": task, **(task_fields or {})}), backbone, labels)
     tuned = TunedModel(backbone, method, head)
     perturb(tuned)
     return tuned.eval()
@@ -143,8 +172,10 @@ def perturb(module: nn.Module, scale: float = 0.1) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def batch(lengths: tuple[int, ...] = (9, 5, 2), side: str = "right", seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random words: input_ids and attention_mask [len(lengths), max(lengths)]; the same rows on either side."""
+def batch(
+    lengths: tuple[int, ...] = (9, 5, 2), side: str = "right", seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random words: input_ids and attention_mask [rows, longest]; the same rows on either side."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((len(lengths), max(lengths)), PAD)
     mask = torch.zeros_like(ids)

@@ -85,7 +85,7 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
         return data.format
     ending = path.suffix.lower()
     if words and ending == ".tsv":
-        header = set(table_header(path, "tsv"))
+        header = set(read_lines(path)[0].split("\t"))
         return "tsv" if header & {data.words_column, data.tags_column} else "conll"
     if words and ending in _CONLL:
         return "conll"
@@ -101,12 +101,15 @@ def table_header(path: Path, format: str) -> list[str]:
     """The column names in the first line of a .csv or .tsv file.
 
     Raises:
-        ValueError: for a first line that names a column twice or fewer columns than the second line has, and
-            for bytes that are not UTF-8.
+        ValueError: for a file without rows, a first line that names a column twice or fewer columns than the
+            second line has, and for bytes that are not UTF-8.
     """
     lines = read_lines(path)
     records = csv.reader(lines) if format == "csv" else (line.split("\t") for line in lines)
-    names, first = next(records, []), next(records, [])
+    filled = (record for record in records if any(record))
+    names, first = next(filled, []), next(filled, [])
+    if not names or not first:
+        raise ValueError(f"{path} holds no rows; its first line must name the columns.")
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
     if len(first) > len(names):

@@ -41,7 +41,7 @@ def read_split(data: DataSection, task: TaskSection, folder: Path | None, name: 
         if format == "conll":
             return _read_sentences(path, data, split)
         table = read_table(path, format)
-    if not len(table.dataset):
+    if not table.length:
         raise ValueError(f"{table.where} holds no rows.")
     reader = _tagged_rows if task.name == "token_classification" else _text_rows
     return reader(table, data, task, split)
@@ -61,7 +61,7 @@ def _read_sentences(path: Path, data: DataSection, split: str) -> Reading:
 def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str) -> Reading:
     fields = {"data.words_column": data.words_column, "data.tags_column": data.tags_column}
     columns = table.columns(fields)
-    class_names = table.class_names(data.tags_column)
+    class_names = table.coded.get(data.tags_column)
     rows: list[int] = []
     all_words: list[tuple[str, ...]] = []
     all_tags: list[tuple[str, ...]] = []
@@ -140,7 +140,7 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
     elif task.name == "regression":
         references = numbers(columns[answer], table.where)
     else:
-        class_names = table.class_names(data.label_column)
+        class_names = table.coded.get(data.label_column)
         references = label_names(columns[answer], class_names, given_labels(task), table.where)
 
     texts = columns["data.text_column"]

@@ -18,6 +18,7 @@ FIGURES_FOLDER = "figures"
 
 # Tags.
 ERROR_TAG = "error"
+LOCAL_ID_TAG = "sktune.local_id"
 RESUMED_PREFIX = "resumed."
 VERSION_PREFIX = "version."
 HOST_TAG = "host.name"

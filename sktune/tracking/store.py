@@ -49,6 +49,7 @@ class MlflowRun:
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._ended = False
+        self._refused: set[str] = set()
 
     def flush(self) -> None:
         """Send everything MLflow lacks; what has been accepted stays accepted when a later part fails.
@@ -62,10 +63,11 @@ class MlflowRun:
         self._send_params(run_id)
         self._send_tags(run_id)
         self._send_points(run_id)
-        self._send_artifacts(run_id)
         if state.status != RUNNING and not self._ended:
             self._client.set_terminated(run_id, status=state.status, end_time=state.end_time)
             self._ended = True
+        # Last: a store of artifacts that fails must not leave the run without its ending.
+        self._send_artifacts(run_id)
 
     def _attach(self) -> None:
         """Find or create the run, and learn what it holds."""
@@ -119,12 +121,18 @@ class MlflowRun:
 
     def _create_run(self) -> Run:
         state = self.record.state
-        run = self._client.create_run(
-            experiment_id(self._client, state.experiment_name, self._uri),
+        experiment = experiment_id(self._client, state.experiment_name, self._uri)
+        # An earlier attempt may have made the run and not lived to hear of it.
+        mine = f"tags.`{names.LOCAL_ID_TAG}` = '{state.local_id}'"
+        found = self._client.search_runs([experiment], filter_string=mine, max_results=1)
+        if found:
+            return found[0]
+        return self._client.create_run(
+            experiment,
             start_time=state.start_time,
             run_name=state.run_name,
+            tags={names.LOCAL_ID_TAG: state.local_id},
         )
-        return self._client.get_run(run.info.run_id)
 
     def _send_params(self, run_id: str) -> None:
         from mlflow.entities import Param
@@ -177,7 +185,9 @@ class MlflowRun:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            logger.warning("MLflow refused some %s (kept in %s): %s", what, self.record.output_dir, error)
+            if what not in self._refused:
+                logger.warning("MLflow refuses %s (kept in %s): %s", what, self.record.output_dir, error)
+            self._refused.add(what)
 
 
 def _batches(items: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:

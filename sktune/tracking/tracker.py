@@ -29,7 +29,13 @@ class RunTracker:
     """The main rank's tracker: writes the local record, then brings MLflow (if any) up to date."""
 
     def __init__(self, record: Record, mlflow_run: MlflowRun | None, uri: str) -> None:
-        """Args: the record; the MLflow side, None to keep the record only; the tracking URI for messages."""
+        """Nothing is sent yet; see `attach`.
+
+        Args:
+            record: what has been recorded so far.
+            mlflow_run: the MLflow side; None keeps the record only.
+            uri: the tracking URI, for messages.
+        """
         self._record = record
         self._mlflow_run = mlflow_run
         self._uri = uri

@@ -94,7 +94,7 @@ def size_deepspeed_config(
             "stage3_max_reuse_distance": 2 * block,
         }
     elif zero.get("stage") == 2:
-        sizes["allgather_bucket_size"] = max(trainable, 1)
+        sizes["allgather_bucket_size"] = -(-trainable // 1024) * 1024  # it must be a multiple of the rank alignment
     for key, size in sizes.items():
         if shipped or zero.get(key) == "auto":
             zero[key] = size

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn import functional as F
 
 from sktune.tasks import TunedModel, TunedOutput
 from sktune.training.ranks import Ranks
@@ -167,7 +168,7 @@ class DeepSpeedEngine:
         }
 
     def load_optimizer_state(self, state: State, steps: int) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         zero = self.engine.optimizer
         # AdamW makes its state at the first update; here it must exist before, for each flat partition.
@@ -181,11 +182,20 @@ class DeepSpeedEngine:
             zero._lazy_init_hp_params_optimizer_state()
         for name, p in self.parameters.items():
             for moment in MOMENTS:
-                safe_set_full_optimizer_state(p, state[f"{moment}/{name}"].to(self.engine.device), moment)
+                value = state[f"{moment}/{name}"].to(self.engine.device)
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(p, value, moment)
+                else:
+                    # The full setter of stage 3 does not pad what the ranks cannot share evenly.
+                    share = p.ds_tensor.ds_numel
+                    padded = F.pad(value.flatten(), (0, share * dist.get_world_size() - value.numel()))
+                    safe_set_local_optimizer_state(p, padded[share * dist.get_rank() :][:share], moment)
 
     def load_weights(self, weights: State) -> None:
         import deepspeed
 
+        if self.stage == 3:
+            self.engine.empty_partition_cache()  # a prefetch of the last pass may still be on its way
         parameters = list(self.parameters.items())
         gather = deepspeed.zero.GatheredParameters([p for _, p in parameters], modifier_rank=0, enabled=self.stage == 3)
         with torch.no_grad(), gather:
