@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,11 @@ _VALIDATE_EXAMPLES = """examples:
 
 def _command(subparsers: Any, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=help_text, description=help_text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
 
@@ -53,7 +58,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of an evaluation."""
     parser.add_argument("output", type=Path, help="output.dir of a finished run")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe it was trained with")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="change the recipe it was trained with"
+    )
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
 
 
@@ -104,7 +111,10 @@ def guarded(command: Any, *arguments: Any) -> int:
         if os.environ.get("SKTUNE_DEBUG"):
             raise
         rank = int(os.environ.get("RANK", "0"))
-        print(f"error: {error}" if rank == 0 else f"rank {rank} stopped: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(
+            f"error: {error}" if rank == 0 else f"rank {rank} stopped: {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -119,6 +129,9 @@ def _prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Of the libraries below sktune, and nothing a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
 
     if not torch.cuda.is_available():
@@ -152,7 +165,9 @@ def _print_summary(summary: dict[str, Any], output_dir: str, tracking: Any) -> N
     print(f"adapter: {output_dir}/adapter")
     if tracking.enabled:
         where = f"mlflow ui --backend-store-uri {tracking.tracking_uri}"
-        print(f"tracked: {tracking.tracking_uri}" + (f"  ({where})" if tracking.tracking_uri.startswith("sqlite") else ""))
+        print(
+            f"tracked: {tracking.tracking_uri}" + (f"  ({where})" if tracking.tracking_uri.startswith("sqlite") else "")
+        )
 
 
 def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:

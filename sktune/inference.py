@@ -11,8 +11,9 @@ import torch
 
 from sktune.data import Example, Row
 from sktune.recipe import LoadedRecipe, load_recipe_document
+from sktune.tasks import put_weights
 from sktune.tasks.predictions import answers_of
-from sktune.training.assembly import ADAPTER_RECIPE, Assembly, assemble, put_weights, read_adapter
+from sktune.training.assembly import ADAPTER_RECIPE, Assembly, assemble, read_adapter
 from sktune.training.evaluation import evaluate, model_inputs
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import write_predictions
@@ -33,7 +34,9 @@ def adapter_folder(output: Path) -> Path:
     raise ValueError(f"{output}: no trained adapter here; give the output.dir of a finished run")
 
 
-def load_trained(output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True) -> tuple[LoadedRecipe, Assembly]:
+def load_trained(
+    output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True
+) -> tuple[LoadedRecipe, Assembly]:
     """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
     folder = adapter_folder(output)
     loaded = load_recipe_document(folder / ADAPTER_RECIPE, overrides)
@@ -62,7 +65,13 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
     engine, _ = build_engine(assembly, ranks)
     recipe = loaded.recipe
     scores = evaluate(
-        engine, rows, assembly.collator, ranks, recipe.task, assembly.labels, recipe.training.per_device_eval_batch_size
+        engine,
+        rows,
+        assembly.collator,
+        ranks,
+        recipe.task,
+        assembly.labels,
+        recipe.training.per_device_eval_batch_size,
     )
     result: dict[str, Any] = dict(scores.metrics)
     if scores.per_type:
@@ -75,7 +84,11 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
 
 
 def predict(
-    output: Path, texts: Sequence[str], pairs: Sequence[str] | None, ranks: Ranks, overrides: Sequence[str] = ()
+    output: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    ranks: Ranks,
+    overrides: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Answers for new texts, in order, in the words of the training data.
 
@@ -97,7 +110,9 @@ def predict(
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
         need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
-        raise ValueError(f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}")
+        raise ValueError(
+            f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}"
+        )
     assembly.model.to(ranks.device).eval()
     with torch.no_grad():
         for number, text in enumerate(texts):

@@ -39,7 +39,8 @@ def record_keys_and_values() -> Iterator[list[tuple[nn.Module, LayerKeyValues]]]
     """Collects (attention module, its keys and values) of every attention call inside the block, in order."""
     global _recording
     assert _recording is None, "recordings do not nest"
-    _recording = record = []
+    record: list[tuple[nn.Module, LayerKeyValues]] = []
+    _recording = record
     try:
         yield record
     finally:
@@ -67,7 +68,7 @@ def _widen(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
 
 def _eager_function(module: nn.Module) -> Callable[..., Any]:
     """The eager attention of the module's own architecture: each modelling file of transformers has its own."""
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
 def _flash_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -41,7 +41,11 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, attn_implementation: str = "sdpa", gradient_checkpointing: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        attn_implementation: str = "sdpa",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -98,7 +102,7 @@ class Backbone(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The model's transformer blocks, in order."""
         parent, name = self._blocks_place()
-        return getattr(parent, name)  # type: ignore[no-any-return]
+        return getattr(parent, name)
 
     def _blocks_place(self) -> tuple[nn.Module, str]:
         depth = self.config.num_hidden_layers
@@ -128,7 +132,7 @@ class Backbone(nn.Module):
     def _first_position(self) -> int:
         # RoBERTa and its kin number real tokens from padding_idx + 1.
         embeddings = getattr(self.base, "embeddings", None)
-        if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
             return int(embeddings.padding_idx) + 1
         return 0
 
@@ -149,7 +153,7 @@ class Backbone(nn.Module):
             # Nothing random happens in a frozen block, so no random state needs to be kept.
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-        block.forward = checkpointed  # type: ignore[method-assign]
+        block.forward = checkpointed
 
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:
@@ -194,7 +198,7 @@ class Backbone(nn.Module):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
-        return self.base.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
+        return self.base.get_input_embeddings()(input_ids)
 
     def forward(
         self,
@@ -222,7 +226,11 @@ class Backbone(nn.Module):
             Hidden states [batch, length, d], or logits [batch, k or length, vocabulary].
         """
         length = inputs_embeds.shape[1]
-        inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **model_inputs}
+        inputs: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            **model_inputs,
+        }
         if self._takes_position_ids:
             start = first_position + self._first_position
             inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
@@ -233,12 +241,12 @@ class Backbone(nn.Module):
             self._weave(prefix, inputs)
         inputs["use_cache"] = inputs.get("past_key_values") is not None
         if not with_lm_head:
-            return self.base(**inputs)[0]  # type: ignore[no-any-return]
+            return self.base(**inputs)[0]
         if keep_positions is not None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             inputs["logits_to_keep"] = keep_positions
             keep_positions = None
         logits = self.model(**inputs).logits
-        return logits if keep_positions is None else logits[:, keep_positions]  # type: ignore[no-any-return]
+        return logits if keep_positions is None else logits[:, keep_positions]
 
     def _weave(self, prefix: Sequence[tuple[nn.Module, LayerKeyValues]], inputs: dict[str, Any]) -> None:
         if not self.uses_cache_for_prefix:

@@ -116,7 +116,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(location, **shared)
         auto_class = AutoModelForCausalLM if language_model else AutoModel
-        architecture = auto_class._model_mapping[type(config)]
+        architecture: Any = auto_class._model_mapping[type(config)]
         architecture = architecture[0] if isinstance(architecture, tuple) else architecture
     except Exception as error:
         raise ValueError(_not_loadable(model.name_or_path, location, error)) from error
@@ -168,7 +168,7 @@ def _keep_weights_in_place(network: PreTrainedModel) -> None:
     # later gradient through it is silently wrong (design fact 12).
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a plain flag, not a submodule
 
 
 def _first_line(error: Exception) -> str:

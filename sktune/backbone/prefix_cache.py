@@ -24,6 +24,7 @@ class _PrefixLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None and self.values is not None
         keys = torch.cat((self.keys.to(key_states.dtype), key_states), dim=-2)
         return keys, torch.cat((self.values.to(value_states.dtype), value_states), dim=-2)
 
@@ -33,4 +34,3 @@ class PrefixCache(Cache):
 
     def __init__(self, prefix: Sequence[LayerKeyValues], batch_size: int) -> None:
         super().__init__(layers=[_PrefixLayer(key_values, batch_size) for key_values in prefix])
-

@@ -47,8 +47,8 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
             cache = DynamicCache()
             backbone(embeds, mask, past_key_values=cache)
             record = [
-                (module, LayerKeyValues(layer.keys, layer.values))
-                for module, layer in zip(backbone.blocks, cache.layers, strict=True)
+                (module, LayerKeyValues(cache.layers[i].keys, cache.layers[i].values))  # type: ignore[union-attr,arg-type]
+                for i, module in enumerate(backbone.blocks)
             ]
         else:
             with record_keys_and_values() as record:

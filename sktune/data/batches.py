@@ -24,9 +24,7 @@ class GlobalBatches:
         group_by_length: put rows of similar length into the same batch.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], global_batch_size: int, seed: int, group_by_length: bool
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, group_by_length: bool) -> None:
         if not lengths:
             raise ValueError("there are no rows to make batches of.")
         if global_batch_size < 1:
@@ -89,9 +87,7 @@ def divide(
     return shares
 
 
-def evaluation_batches(
-    lengths: Sequence[int], batch_size: int, world_size: int, rank: int
-) -> list[list[int | None]]:
+def evaluation_batches(lengths: Sequence[int], batch_size: int, world_size: int, rank: int) -> list[list[int | None]]:
     """This rank's batches of an evaluation: longest rows first, so a lack of memory shows at once.
 
     Over all ranks every row occurs once; all ranks get the same number of batches of the same size, filled up

@@ -105,9 +105,7 @@ def _check_columns(path: Path, count: int, word_column: int, tag_column: int) ->
         return  # an empty file: its reader says so
     for field, column in (("conll_word_column", word_column), ("conll_tag_column", tag_column)):
         if not -count <= column < count:
-            raise ValueError(
-                f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1})."
-            )
+            raise ValueError(f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1}).")
     if word_column % count == tag_column % count:
         raise ValueError(
             f"{path}: word and tag would both come from column {word_column % count} of {count}. Set "

@@ -37,9 +37,7 @@ def encode_words(
     rows: list[Row] = []
     truncated = cut = no_piece = 0
     for index, (example, (text, starts), tokens) in enumerate(zip(examples, joined, tokenized, strict=True)):
-        kept = words_of_tokens(
-            text, starts, tokens.offsets, tokenizer.convert_ids_to_tokens(tokens.input_ids)
-        )
+        kept = words_of_tokens(text, starts, tokens.offsets, tokenizer.convert_ids_to_tokens(tokens.input_ids))
         whole = kept
         if tokens.full is not None:
             truncated += 1

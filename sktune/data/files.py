@@ -36,9 +36,7 @@ def local_folder(data: DataSection) -> Path | None:
             f"to its name ({folder.name})."
         )
     if data.format != "auto" or data.path.startswith((".", "/", "~")) or Path(data.train).is_absolute():
-        raise ValueError(
-            f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id."
-        )
+        raise ValueError(f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id.")
     return None
 
 

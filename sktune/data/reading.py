@@ -52,9 +52,7 @@ def _read_sentences(path: Path, data: DataSection, split: str) -> Reading:
     if not sentences:
         raise ValueError(f"{path} holds no sentences.")
     tags, conversion = to_iob2([sentence.tags for sentence in sentences])
-    examples = [
-        Example(row=row, words=sentence.words, reference=tags[row]) for row, sentence in enumerate(sentences)
-    ]
+    examples = [Example(row=row, words=sentence.words, reference=tags[row]) for row, sentence in enumerate(sentences)]
     return Reading(examples, 0, None, str(path), [f"{split}: {conversion}"] if conversion else [])
 
 
@@ -85,8 +83,7 @@ def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str)
         all_tags.append(tags)
     iob2, conversion = to_iob2(all_tags)
     examples = [
-        Example(row=row, words=words, reference=tags)
-        for row, words, tags in zip(rows, all_words, iob2, strict=True)
+        Example(row=row, words=words, reference=tags) for row, words, tags in zip(rows, all_words, iob2, strict=True)
     ]
     report = [f"{split}: {conversion}"] if conversion else []
     if empty:
@@ -113,9 +110,7 @@ def _check_tags(tags: Sequence[str], where: str) -> None:
                 "the order of their numbers."
             )
         if not is_entity_tag(tag):
-            raise ValueError(
-                f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...)."
-            )
+            raise ValueError(f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...).")
 
 
 def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -> Reading:
@@ -123,9 +118,7 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
     if data.text_pair_column is not None:
         fields["data.text_pair_column"] = data.text_pair_column
     elif task.name == "pair_classification":
-        raise ValueError(
-            "data.text_pair_column: pair_classification reads two texts; name the second's column."
-        )
+        raise ValueError("data.text_pair_column: pair_classification reads two texts; name the second's column.")
     free_text = task.name == "causal_lm" and task.label_words is None
     if free_text and data.target_column is None:
         raise ValueError("data.target_column: causal_lm needs a column of target texts, or task.label_words.")
@@ -149,9 +142,7 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
         Example(
             row=row,
             text=_text(text, table.where, row, "data.text_column"),
-            text_pair=None
-            if data.text_pair_column is None
-            else _text(pair, table.where, row, "data.text_pair_column"),
+            text_pair=None if data.text_pair_column is None else _text(pair, table.where, row, "data.text_pair_column"),
             reference=reference,
         )
         for row, (text, pair, reference) in enumerate(zip(texts, pairs, references, strict=True))
@@ -169,7 +160,5 @@ def given_labels(task: TaskSection) -> tuple[str, ...] | None:
 
 def _text(value: Any, where: str, row: int, field: str) -> str:
     if value is None:
-        raise ValueError(
-            f"{where}, row {row}: {field} is null. Drop the row, or give it a text (it may be '')."
-        )
+        raise ValueError(f"{where}, row {row}: {field} is null. Drop the row, or give it a text (it may be '').")
     return str(value)

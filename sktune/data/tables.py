@@ -67,9 +67,7 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> T
         ValueError: with the library's reason, where the split cannot be read.
     """
     if path in _READERS:
-        raise ValueError(
-            f"data.path: {path!r} is a format. Give the folder there, and the format as data.format."
-        )
+        raise ValueError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
     where = f"split {split!r} of {path}" + (f" ({name})" if name else "")
     try:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
@@ -104,9 +102,7 @@ def read_table(path: Path, format: str) -> Table:
         }
     builder = "csv" if format == "tsv" else format
     try:
-        dataset = datasets.load_dataset(
-            builder, data_files=glob.escape(str(path)), split="train", **arguments
-        )
+        dataset = datasets.load_dataset(builder, data_files=glob.escape(str(path)), split="train", **arguments)
     except Exception as error:  # every failure of a foreign library, in one clear line
         raise ValueError(f"{path}: cannot be read as {format}: {_reason(error)}") from error
     return _table(dataset, str(path))
@@ -135,9 +131,7 @@ def _read_json(path: Path) -> Table:
         if not isinstance(values, dict):
             raise ValueError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
         names.update(dict.fromkeys(values))
-    return Table(
-        str(path), len(rows), list(names), {}, lambda columns: {c: [r.get(c) for r in rows] for c in columns}
-    )
+    return Table(str(path), len(rows), list(names), {}, lambda columns: {c: [r.get(c) for r in rows] for c in columns})
 
 
 def _parse(text: str, path: Path, first_line: int) -> Any:

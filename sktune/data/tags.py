@@ -55,9 +55,7 @@ def _sentence(tags: Iterable[str]) -> Iterable[str]:
 
 def _b_only_between_neighbours(tags: Sequence[str]) -> bool:
     """IOB1 uses B- only where an entity directly follows another of its type."""
-    return all(
-        not tag.startswith("B-") or (i > 0 and tags[i - 1][1:] == tag[1:]) for i, tag in enumerate(tags)
-    )
+    return all(not tag.startswith("B-") or (i > 0 and tags[i - 1][1:] == tag[1:]) for i, tag in enumerate(tags))
 
 
 def iob2_labels(tags: Iterable[str]) -> tuple[str, ...]:

@@ -29,9 +29,7 @@ class Tokens:
         return self.full is not None
 
 
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, add_special_tokens: bool, pair: bool
-) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int, add_special_tokens: bool, pair: bool) -> None:
     """Refuse a tokenizer without offsets, and a maximum length that special tokens fill.
 
     Raises:

@@ -23,7 +23,7 @@ def build_method(section: MethodSection, backbone: Backbone, tokenizer: PreTrain
     Raises:
         ValueError: where the architecture or the text does not suit the method.
     """
-    return METHODS[section.name](section, backbone, tokenizer)  # type: ignore[no-any-return]
+    return METHODS[section.name](section, backbone, tokenizer)
 
 
 __all__ = ["METHODS", "HeadOnly", "Method", "SKPrefix", "SKPrompt", "build_method"]

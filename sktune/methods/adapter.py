@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from sktune.recipe.schema import SKMethod
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 class SemanticAdapter(nn.Module):
@@ -29,33 +36,34 @@ class SemanticAdapter(nn.Module):
 
     def __init__(self, method: SKMethod, count: int, width: int) -> None:
         super().__init__()
-        self.kind = method.adapter
         self.dropout = method.dropout
-        self.activation = _ACTIVATIONS[method.activation]
-        self.down = self.down_bias = self.up = self.up_bias = None
-        if self.kind == "linear":
+        self.activation = method.activation
+        self.down: nn.Parameter | None = None
+        self.down_bias: nn.Parameter | None = None
+        self.up: nn.Parameter | None = None
+        self.up_bias: nn.Parameter | None = None
+        if method.adapter == "linear":
             self.up = nn.Parameter(torch.eye(width).repeat(count, 1, 1))
-        elif self.kind == "bottleneck":
+        elif method.adapter == "bottleneck":
             # Rows of unit-variance input give unit-variance inner activations.
             self.down = nn.Parameter(torch.randn(count, width, method.rank) / width**0.5)
             self.up = nn.Parameter(torch.zeros(count, method.rank, width))
             if method.bias:
                 self.down_bias = nn.Parameter(torch.zeros(count, 1, method.rank))
-        if self.kind != "identity" and method.bias:
+        if method.adapter != "identity" and method.bias:
             self.up_bias = nn.Parameter(torch.zeros(count, 1, width))
 
     def forward(self, semantics: torch.Tensor) -> torch.Tensor:
         """Refines semantics [count, P, width] (any float dtype) to [count, P, width] in fp32."""
         s = semantics.float()
-        if self.kind == "identity":
+        if self.up is None:
             return s
-        assert self.up is not None
-        if self.kind == "linear":
+        if self.down is None:
             refined = s @ self.up
         else:
             inner = F.layer_norm(s, s.shape[-1:]) @ self.down
             if self.down_bias is not None:
                 inner = inner + self.down_bias
-            inner = F.dropout(self.activation(inner), self.dropout, self.training)
+            inner = F.dropout(_ACTIVATIONS[self.activation](inner), self.dropout, self.training)
             refined = s + inner @ self.up
         return refined if self.up_bias is None else refined + self.up_bias

@@ -26,4 +26,4 @@ class HeadOnly(nn.Module):
     def forward(
         self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
     ) -> torch.Tensor:
-        return backbone(inputs_embeds, attention_mask, **options)  # type: ignore[no-any-return]
+        return backbone(inputs_embeds, attention_mask, **options)

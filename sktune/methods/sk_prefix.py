@@ -26,9 +26,7 @@ class SKPrefix(nn.Module):
     def __init__(self, method: SKPrefixMethod, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         backbone.use_prefix_attention()
-        self.text = PromptText(
-            encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text
-        )
+        self.text = PromptText(encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text)
         self.layers = backbone.config.num_hidden_layers
         self.shared = method.shared
         self.read_once = method.semantics == "cached" and not method.trainable_text
@@ -67,6 +65,4 @@ class SKPrefix(nn.Module):
         self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         prefix = self.prefix(backbone)
-        return backbone(  # type: ignore[no-any-return]
-            inputs_embeds, attention_mask, first_position=len(self.text), prefix=prefix, **options
-        )
+        return backbone(inputs_embeds, attention_mask, first_position=len(self.text), prefix=prefix, **options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,9 +25,7 @@ class SKPrompt(nn.Module):
             raise ValueError(
                 f"method.cut_layer: {method.cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}"
             )
-        self.text = PromptText(
-            encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text
-        )
+        self.text = PromptText(encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text)
         self.cut_layer = method.cut_layer
         self.read_once = method.semantics == "cached" and not method.trainable_text
         self.adapter = SemanticAdapter(method, 1, backbone.hidden_size)
@@ -50,7 +46,7 @@ class SKPrompt(nn.Module):
     def prompt(self, backbone: Backbone) -> torch.Tensor:
         """The refined prompt [1, P, d], in the backbone's dtype."""
         semantics = self._read(backbone)
-        return self.adapter(semantics[None]).to(semantics.dtype)  # type: ignore[no-any-return]
+        return self.adapter(semantics[None]).to(semantics.dtype)
 
     def forward(
         self,
@@ -73,4 +69,4 @@ class SKPrompt(nn.Module):
             keep_positions=None if keep_positions is None else keep_positions + count,
             **types,
         )
-        return output if keep_positions is not None else output[:, count:]  # type: ignore[no-any-return]
+        return output if keep_positions is not None else output[:, count:]

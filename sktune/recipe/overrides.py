@@ -52,9 +52,7 @@ def _not_the_form(override: str, path: str, equals: str) -> Problem | None:
     if not equals:
         return Problem("", f"the override {override!r} has no `=`", _FORM, "join field and value with `=`.")
     if path.startswith("-"):
-        return Problem(
-            "", f"the override {override!r} starts with a dash", _FORM, f"write {path.lstrip('-')}=..."
-        )
+        return Problem("", f"the override {override!r} starts with a dash", _FORM, f"write {path.lstrip('-')}=...")
     return None
 
 

@@ -60,10 +60,12 @@ class SKMethod(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's inner activations.")
     bias: bool = True
     semantics: Literal["cached", "every_step"] = Field(
-        "cached", description="Read the text once and keep what was understood, or read it again at every step."
+        "cached",
+        description="Read the text once and keep what was understood, or read it again at every step.",
     )
     trainable_text: bool = Field(
-        False, description="Train a copy of the text's embeddings too, through the frozen model (needs every_step)."
+        False,
+        description="Train a copy of the text's embeddings too, through the frozen model (needs every_step).",
     )
 
 
@@ -78,7 +80,9 @@ class SKPromptMethod(SKMethod):
     """SK-Prompt: refined hidden states of the text in front of the input's embeddings."""
 
     name: Literal["sk_prompt"] = "sk_prompt"
-    cut_layer: int = Field(0, ge=0, description="0: token embeddings; k: hidden states after k blocks, the rest not run.")
+    cut_layer: int = Field(
+        0, ge=0, description="0: token embeddings; k: hidden states after k blocks, the rest not run."
+    )
 
 
 class HeadOnlyMethod(Section):
@@ -94,12 +98,15 @@ class TaskSection(Section):
     """What is predicted, and how a prediction is scored."""
 
     name: Literal["token_classification", "sequence_classification", "pair_classification", "regression", "causal_lm"]
-    labels: tuple[str, ...] | None = Field(None, description="The label set in order; null infers it from training data.")
+    labels: tuple[str, ...] | None = Field(
+        None, description="The label set in order; null infers it from training data."
+    )
     pooling: Literal["auto", "last", "mean", "first"] = Field(
         "auto", description="Sentence vector: auto = last real token for decoders, masked mean for encoders."
     )
     labelled_piece: Literal["first", "last"] = Field(
-        "first", description="Which piece of a word carries its tag; a decoder has read the whole word at its last."
+        "first",
+        description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
     )
     head_dropout: float = Field(0.0, ge=0, lt=1)
     label_words: dict[str, str] | None = Field(
@@ -112,7 +119,8 @@ class DataSection(Section):
     """Where the examples come from and how they are read."""
 
     path: str = Field(
-        min_length=1, description="Hub dataset id, local folder, or `embedded:newswire`, `embedded:sentiment`, `embedded:entailment`."
+        min_length=1,
+        description="Hub id, local folder, or `embedded:newswire`, `embedded:sentiment`, `embedded:entailment`.",
     )
     name: str | None = Field(None, description="Configuration of the hub dataset (glue: sst2).")
     revision: str | None = None
@@ -163,9 +171,13 @@ class TrainingSection(Section):
     save_total_limit: int = Field(2, ge=1, description="Checkpoints kept besides the best one.")
     logging_steps: int = Field(10, ge=1)
     metric_for_best_model: str | None = Field(None, description="null: the task's main metric.")
-    early_stopping_patience: int | None = Field(None, ge=1, description="Evaluations without improvement before stopping.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Evaluations without improvement before stopping."
+    )
     early_stopping_threshold: float = Field(0.0, ge=0)
-    resume: Literal["never", "auto"] = Field("never", description="auto: go on from the newest checkpoint in output.dir.")
+    resume: Literal["never", "auto"] = Field(
+        "never", description="auto: go on from the newest checkpoint in output.dir."
+    )
     seed: int = 42
 
 

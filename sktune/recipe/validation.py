@@ -38,7 +38,7 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         else:
             sections[name] = info.get_default(call_default_factory=True)
     problems += broken_rules(sections)
-    return (None, problems) if problems else (Recipe(**given), [])  # type: ignore[arg-type]
+    return (None, problems) if problems else (Recipe(**given), [])
 
 
 def _check_section(name: str, content: Any) -> tuple[Section | None, list[Problem]]:

@@ -12,13 +12,12 @@ IGNORED = -100
 
 
 class Scored(NamedTuple):
-    """What a head makes of a batch."""
+    """What a head makes of a batch; `labelled` is the int64 number of labels that count."""
 
     logits: torch.Tensor
     loss_sum: torch.Tensor
     """fp32 scalar: the loss summed over what counts."""
-    count: torch.Tensor
-    """int64 scalar: how many labels count."""
+    labelled: torch.Tensor
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
@@ -42,9 +41,13 @@ class TokenClassificationHead(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, valid: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        valid: torch.Tensor | None,
     ) -> Scored:
-        """hidden [B, L, d], labels [B, L] -> logits [B, L, labels] fp32."""
+        """Hidden [B, L, d], labels [B, L] -> logits [B, L, labels] fp32."""
         logits = self.classifier(self.dropout(hidden.float()))
         if labels is None:
             return Scored(logits, logits.new_zeros(()), mask.new_zeros(()))
@@ -65,9 +68,13 @@ class SequenceHead(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, valid: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        valid: torch.Tensor | None,
     ) -> Scored:
-        """hidden [B, L, d], labels [B] -> logits [B, labels] fp32 (regression: [B])."""
+        """Hidden [B, L, d], labels [B] -> logits [B, labels] fp32 (regression: [B])."""
         logits = self.classifier(self.dropout(pool(hidden, mask, self.pooling)))
         if self.regression:
             logits = logits.squeeze(-1)

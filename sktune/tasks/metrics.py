@@ -27,9 +27,7 @@ def entity_metrics(
         (f1, precision, recall of all entities together, accuracy of single tags), and per type the same three
         with its support.
     """
-    report = classification_report(
-        list(references), list(predictions), output_dict=True, zero_division=0
-    )
+    report = classification_report(list(references), list(predictions), output_dict=True, zero_division=0)
     micro = report["micro avg"]
     overall = {
         "f1": float(micro["f1-score"]),
@@ -71,7 +69,7 @@ def regression_metrics(references: Sequence[float], predictions: Sequence[float]
 
 
 def perplexity(loss: float) -> float:
-    """e to the mean negative log-likelihood of a target token; infinite where that overflows."""
+    """E to the mean negative log-likelihood of a target token; infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -82,4 +80,3 @@ def is_better(metric: str, new: float, best: float | None, threshold: float = 0.
     if best is None:
         return True
     return (best - new if metric in SMALLER_IS_BETTER else new - best) > threshold
-

@@ -55,9 +55,7 @@ def answers_of(
         best = logits.argmax(-1)
         starts = attention_mask.cpu().argmax(1).tolist()  # padding may be on the left
         return {
-            row.index: [
-                labels[int(best[i, starts[i] + piece])] if piece >= 0 else "O" for piece in row.word_pieces
-            ]
+            row.index: [labels[int(best[i, starts[i] + piece])] if piece >= 0 else "O" for piece in row.word_pieces]
             for i, row in enumerate(rows)
             if row is not None
         }
@@ -69,7 +67,13 @@ def answers_of(
     }
 
 
-def score(rows: Sequence[Row], answers: Mapping[int, Any], loss: float, task: TaskSection, labels: Sequence[str] | None) -> Scores:
+def score(
+    rows: Sequence[Row],
+    answers: Mapping[int, Any],
+    loss: float,
+    task: TaskSection,
+    labels: Sequence[str] | None,
+) -> Scores:
     """Scores of the answered rows against their references.
 
     Args:

@@ -5,6 +5,7 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +25,14 @@ from sktune.tasks.padding import RightAligned
 class TunedOutput(ModelOutput):
     """Output of `TunedModel`.
 
-    loss: scalar, `loss_sum` over `num_items_in_batch` (or over the batch's own count); None without labels.
+    loss: scalar, summed over the labels that count, over `num_items_in_batch` or their number; None without labels.
     logits: [B, L, labels] token classification, [B, labels] classification, [B] regression, and for the
         language model [B, k, vocabulary] at the k positions before a target token.
-    loss_sum, count: the loss summed over the labels that count, and their number.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    loss_sum: torch.Tensor | None = None
-    count: torch.Tensor | None = None
     row_loss: torch.Tensor | None = None
     row_count: torch.Tensor | None = None
 
@@ -43,7 +41,9 @@ def build_head(task: TaskSection, backbone: Backbone, num_labels: int) -> nn.Mod
     """The task's trainable fp32 head; None for the language model, which brings its own frozen one."""
     if task.name == "causal_lm":
         if backbone.is_encoder or not backbone.is_language_model:
-            raise ValueError(f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without")
+            raise ValueError(
+                f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without"
+            )
         return None
     if task.name == "token_classification":
         return TokenClassificationHead(backbone.hidden_size, num_labels, task.head_dropout)
@@ -93,29 +93,25 @@ class TunedModel(nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
         embeds = self.backbone.embed(aligned.forth(input_ids))
-        types = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
+        types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
         if labels is not None and labels.ndim == 2:
             labels = aligned.forth(labels)
         if self.head is None:
-            output = self._language_loss(embeds, aligned.attention_mask, labels, types)
+            output, loss_sum, count = self._read_language(embeds, aligned.attention_mask, labels, types)
         else:
             hidden = self.method(self.backbone, embeds, aligned.attention_mask, **types)
-            scored = self.head(hidden, aligned.attention_mask, labels, valid)
-            logits = aligned.restore(scored.logits) if scored.logits.ndim == 3 else scored.logits
-            output = TunedOutput(logits=logits, loss_sum=scored.loss_sum, count=scored.count)
-        if labels is None:
-            output.loss_sum = output.count = None
-        else:
-            assert output.loss_sum is not None and output.count is not None
-            divisor = output.count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            output.loss = output.loss_sum / divisor
+            logits, loss_sum, count = self.head(hidden, aligned.attention_mask, labels, valid)
+            output = TunedOutput(logits=aligned.restore(logits) if logits.ndim == 3 else logits)
+        if labels is not None:
+            output.loss = loss_sum / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return output
 
-    def _language_loss(
+    def _read_language(
         self, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, types: dict[str, Any]
-    ) -> TunedOutput:
+    ) -> tuple[TunedOutput, torch.Tensor, torch.Tensor]:
         if labels is None:
-            return TunedOutput(logits=self.method(self.backbone, embeds, mask, with_lm_head=True, **types))
+            logits = self.method(self.backbone, embeds, mask, with_lm_head=True, **types)
+            return TunedOutput(logits=logits), logits.new_zeros(()), mask.new_zeros(())
         # A token is predicted from the position before it; only those positions go through the LM head.
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         kept = (targets != IGNORED).any(0).nonzero().flatten()
@@ -127,13 +123,8 @@ class TunedModel(nn.Module):
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         ).view_as(targets)
         counted = targets != IGNORED
-        return TunedOutput(
-            logits=logits,
-            loss_sum=token_loss.sum(),
-            count=counted.sum(),
-            row_loss=token_loss.sum(1),
-            row_count=counted.sum(1),
-        )
+        output = TunedOutput(logits=logits, row_loss=token_loss.sum(1), row_count=counted.sum(1))
+        return output, token_loss.sum(), counted.sum()
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
@@ -142,3 +133,24 @@ def _logical_size(parameter: nn.Parameter) -> int:
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copies saved weights into a model that is not yet partitioned.
+
+    Raises:
+        ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
+    """
+    parameters = model.trainable_parameters()
+    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        first = differing[0]
+        raise ValueError(
+            f"{source}: its weights do not fit this recipe: {first} is {found.get(first, 'absent')} there and "
+            f"{expected.get(first, 'absent')} here ({len(differing)} such); use the recipe it was trained with"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

@@ -48,9 +48,7 @@ def confusion_matrix_figure(
     if len(labels) <= MAX_LABELS_WITH_COUNTS:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8
-            )
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     return _save(figure, path)
 
 
@@ -69,16 +67,12 @@ def per_type_f1_figure(report: Mapping[str, Mapping[str, Any]], path: Path) -> P
         ValueError: the report holds no type.
     """
     types = {
-        name: values
-        for name, values in report.items()
-        if isinstance(values, Mapping) and not name.endswith(" avg")
+        name: values for name, values in report.items() if isinstance(values, Mapping) and not name.endswith(" avg")
     }
     if not types:
         raise ValueError("per-type F1: the report holds no entity type or class.")
     scores = [float(values.get("f1-score", values.get("f1"))) for values in types.values()]
-    captions = [
-        f"{name} ({values['support']:g})" if "support" in values else name for name, values in types.items()
-    ]
+    captions = [f"{name} ({values['support']:g})" if "support" in values else name for name, values in types.items()]
     figure, axes = _new_figure(max(4.0, 1.5 + 0.6 * len(types)), 4.0)
     bars = axes.bar(range(len(types)), scores, color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", fontsize=8)

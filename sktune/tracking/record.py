@@ -79,9 +79,7 @@ class Record:
         return cls(output_dir, state)
 
     @classmethod
-    def resume(
-        cls, output_dir: Path, run_id: str, experiment_name: str, run_name: str, tracking_uri: str
-    ) -> Record:
+    def resume(cls, output_dir: Path, run_id: str, experiment_name: str, run_name: str, tracking_uri: str) -> Record:
         """The record of the run `run_id`, RUNNING again; a new one for it where the folder has none."""
         if (output_dir / names.STATE_FILE).exists():
             record = cls.load(output_dir)
@@ -108,9 +106,7 @@ class Record:
             values["artifacts"] = [ArtifactEntry(**entry) for entry in values["artifacts"]]
             return cls(output_dir, RunState(**values))
         except FileNotFoundError:
-            raise ValueError(
-                f"{path}: no such file; give the output.dir of a run that sktune has started."
-            ) from None
+            raise ValueError(f"{path}: no such file; give the output.dir of a run that sktune has started.") from None
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}: not a record that sktune has written ({error}).") from error
 

@@ -45,6 +45,7 @@ class RunTracker:
         self._next_attempt = -math.inf
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._away = False
+        self._refused = False
 
     @property
     def run_id(self) -> str:
@@ -57,9 +58,7 @@ class RunTracker:
         After a resume the loop goes again through steps the run had logged: those are dropped, per metric.
         """
         accepted = names.sanitise_names(metrics)
-        fresh = {
-            name: float(value) for name, value in accepted.items() if step > self._logged.get(name, step - 1)
-        }
+        fresh = {name: float(value) for name, value in accepted.items() if step > self._logged.get(name, step - 1)}
         self._last_step = max(self._last_step, step)
         if fresh:
             points = self._record.append(fresh, step)
@@ -101,9 +100,9 @@ class RunTracker:
         self._record.save()
         deadline = time.monotonic() + FINISH_SECONDS
         while not self._send(force=True):
-            if time.monotonic() >= deadline:
+            if self._refused or time.monotonic() >= deadline:
                 logger.warning(
-                    "MLflow at %s is still away; the run is complete in %s. Upload it later with: "
+                    "MLflow at %s did not take the end of the run, which is complete in %s. Upload it with: "
                     "python -m sktune.tracking.replay %s --tracking-uri %s",
                     hide_password(self._uri),
                     self._record.output_dir,
@@ -142,6 +141,7 @@ class RunTracker:
         try:
             self._attempt()
         except Exception as error:  # whatever a network, a proxy or a database can come up with
+            self._refused = is_refusal(error)  # an answer, so waiting is in vain
             self._note_away(error)
             return False
         return True

@@ -57,9 +57,7 @@ def open_client(uri: str) -> MlflowClient:
             database.parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
     except UnsupportedModelRegistryStoreURIException:
-        raise ValueError(
-            f"{FIELD}: {shown!r}: MLflow knows no {scheme!r} store; use one of: {USABLE}."
-        ) from None
+        raise ValueError(f"{FIELD}: {shown!r}: MLflow knows no {scheme!r} store; use one of: {USABLE}.") from None
     except ImportError as error:
         raise ValueError(
             f"{FIELD}: {shown!r} needs the database driver {error.name!r}; install it with pip."

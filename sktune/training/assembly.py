@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -112,7 +111,13 @@ def _check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> 
         )
 
 
-def save_adapter(folder: Path, loaded: LoadedRecipe, weights: State, labels: Sequence[str] | None, metrics: dict[str, float]) -> None:
+def save_adapter(
+    folder: Path,
+    loaded: LoadedRecipe,
+    weights: State,
+    labels: Sequence[str] | None,
+    metrics: dict[str, float],
+) -> None:
     """Writes a trained adapter: weights, what they belong to, and the recipe that rebuilds the rest around them."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = loaded.recipe
@@ -147,24 +152,3 @@ def read_adapter(folder: Path) -> tuple[State, tuple[str, ...] | None]:
         return load_file(folder / ADAPTER_WEIGHTS), labels
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder}: no trained adapter can be read from it ({error})") from error
-
-
-def put_weights(model: TunedModel, weights: State, source: str) -> None:
-    """Copies saved weights into a model that is not yet partitioned.
-
-    Raises:
-        ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
-    """
-    parameters = model.trainable_parameters()
-    expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        first = differing[0]
-        raise ValueError(
-            f"{source}: its weights do not fit this recipe: {first} is {found.get(first, 'absent')} there and "
-            f"{expected.get(first, 'absent')} here ({len(differing)} such); use the recipe it was trained with"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])

@@ -81,7 +81,9 @@ def load_checkpoint(folder: Path) -> tuple[State, State, Progress]:
         progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
         return load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), progress
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: damaged checkpoint ({error}); remove the folder to resume from an older one") from error
+        raise ValueError(
+            f"{folder}: damaged checkpoint ({error}); remove the folder to resume from an older one"
+        ) from error
 
 
 def list_checkpoints(output_dir: Path) -> list[int]:

@@ -34,7 +34,7 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"distributed.deepspeed: no file {name!r}; allowed: {', '.join(DEEPSPEED_PRESETS)}, null, or a DeepSpeed JSON file"
+            f"distributed.deepspeed: no file {name!r}; allowed: {', '.join(DEEPSPEED_PRESETS)}, null, or a JSON file"
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
@@ -104,4 +104,3 @@ def size_deepspeed_config(
     sized.setdefault("zero_allow_untested_optimizer", True)
     sized["steps_per_print"] = 10**9  # the loop prints its own line
     return sized
-

@@ -6,7 +6,6 @@ world-size-free state, so runs are interchangeable between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +25,7 @@ State = dict[str, torch.Tensor]
 class Engine(Protocol):
     """Forward, backward and update of a `TunedModel` on all ranks together."""
 
-    def __call__(self, **batch: torch.Tensor) -> TunedOutput: ...
+    def __call__(self, **batch: Any) -> TunedOutput: ...
     def set_training(self, mode: bool) -> None:
         """Dropout of adapter and head on or off."""
         ...
@@ -40,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> float:
-        """Clips, updates, zeroes; returns the gradient norm before clipping. After each accumulation's last backward."""
+        """After an accumulation's last backward: clips, updates, zeroes; returns the norm before clipping."""
         ...
 
     def weights(self) -> State:
@@ -72,8 +71,8 @@ class PlainEngine:
         self.ranks = ranks
         self.parameters = model.trainable_parameters()
 
-    def __call__(self, **batch: torch.Tensor) -> TunedOutput:
-        return self.model(**batch)  # type: ignore[no-any-return]
+    def __call__(self, **batch: Any) -> TunedOutput:
+        return self.model(**batch)
 
     def set_training(self, mode: bool) -> None:
         self.model.train(mode)
@@ -134,8 +133,8 @@ class DeepSpeedEngine:
         self.scale = ranks.world_size * self.engine.gradient_accumulation_steps()
         self.stage: int = self.engine.zero_optimization_stage()
 
-    def __call__(self, **batch: torch.Tensor) -> TunedOutput:
-        return self.engine(**batch)  # type: ignore[no-any-return]
+    def __call__(self, **batch: Any) -> TunedOutput:
+        return self.engine(**batch)
 
     def set_training(self, mode: bool) -> None:
         self.engine.train(mode)
@@ -187,7 +186,7 @@ class DeepSpeedEngine:
                     safe_set_full_optimizer_state(p, value, moment)
                 else:
                     # The full setter of stage 3 does not pad what the ranks cannot share evenly.
-                    share = p.ds_tensor.ds_numel
+                    share = p.ds_tensor.ds_numel  # type: ignore[attr-defined]
                     padded = F.pad(value.flatten(), (0, share * dist.get_world_size() - value.numel()))
                     safe_set_local_optimizer_state(p, padded[share * dist.get_rank() :][:share], moment)
 

@@ -8,6 +8,7 @@ import torch
 
 from sktune.data import Collator, Row, evaluation_batches
 from sktune.recipe.schema import TaskSection
+from sktune.tasks.heads import IGNORED
 from sktune.tasks.predictions import Answers, Scores, answers_of, score
 from sktune.training.engine import Engine
 from sktune.training.ranks import Ranks
@@ -16,6 +17,15 @@ from sktune.training.ranks import Ranks
 def model_inputs(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """What the model takes of a collated batch, on its device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "index"}
+
+
+def labels_that_count(row: Row, task_name: str) -> int:
+    """How many labels of a row enter the loss; the same rule as the heads'."""
+    if isinstance(row.labels, list):
+        # A language model's first token has nothing before it to be predicted from.
+        labels = row.labels[1:] if task_name == "causal_lm" else row.labels
+        return sum(label != IGNORED for label in labels)
+    return int(task_name == "regression" or row.labels != IGNORED)
 
 
 @torch.no_grad()
@@ -48,10 +58,10 @@ def evaluate(
     for numbers in batches[:max_batches]:
         chosen = [None if number is None else rows[number] for number in numbers]
         batch = collator(chosen)
-        output = engine(**model_inputs(batch, ranks.device))
-        assert output.loss_sum is not None and output.count is not None
-        totals[0] += float(output.loss_sum)
-        totals[1] += float(output.count)
+        output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
+        assert output.loss is not None
+        totals[0] += float(output.loss)
+        totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
         answers |= answers_of(output, chosen, batch["attention_mask"], task, labels)
     engine.set_training(True)
     loss_sum, count = ranks.sum(totals)

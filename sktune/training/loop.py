@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from sktune.data import GlobalBatches, Row, divide
 from sktune.recipe import metrics_of
-from sktune.tasks.heads import IGNORED
 from sktune.tasks.metrics import is_better
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
 from sktune.training.engine import Engine
-from sktune.training.evaluation import evaluate, model_inputs
+from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.optimizer import rate_factor
 from sktune.training.ranks import Ranks
@@ -41,15 +40,6 @@ def plan_steps(assembly: Assembly, row_lengths: Sequence[int], world_size: int) 
     size = training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size
     batches = GlobalBatches(row_lengths, size, training.seed, data.group_by_length)
     return batches, training.max_steps or math.ceil(training.num_train_epochs * batches.steps_per_epoch)
-
-
-def labels_that_count(row: Row, task_name: str) -> int:
-    """How many labels of a row enter the loss; the same rule as the heads'."""
-    if isinstance(row.labels, list):
-        # A language model's first token has nothing before it to be predicted from.
-        labels = row.labels[1:] if task_name == "causal_lm" else row.labels
-        return sum(label != IGNORED for label in labels)
-    return int(task_name == "regression" or row.labels != IGNORED)
 
 
 @dataclass
@@ -91,17 +81,21 @@ class Loop:
             disable=None if self.ranks.is_main else True,  # None: no bar where there is no terminal
             unit="step",
         )
-        logged_loss, logged_labels = 0.0, 0.0
+        logged_loss, logged_labels = 0.0, 0
         while self.progress.step < self.total_steps:
             loss_sum, labels, norm, rate = self._step()
             logged_loss, logged_labels = logged_loss + loss_sum, logged_labels + labels
             step = self.progress.step
             bar.update()
             if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
-                self._log(logged_loss / max(logged_labels, 1.0), norm, rate)
-                logged_loss, logged_labels = 0.0, 0.0
+                self._log(logged_loss / max(logged_labels, 1), norm, rate)
+                logged_loss, logged_labels = 0.0, 0
             if self._evaluation_is_due() and self._evaluate_and_compare():
-                logger.info("early stopping: no better %s in %d evaluations", self.metric, self.progress.evaluations_without_improvement)
+                logger.info(
+                    "early stopping: no better %s in %d evaluations",
+                    self.metric,
+                    self.progress.evaluations_without_improvement,
+                )
                 break
             if self.training.save_steps is not None and step % self.training.save_steps == 0:
                 self._save()
@@ -122,11 +116,11 @@ class Loop:
             self._epoch = (epoch, self.batches.epoch(epoch))
         return self._epoch[1][position]
 
-    def _step(self) -> tuple[float, float, float, float]:
+    def _step(self) -> tuple[float, int, float, float]:
         """(loss sum, labels, gradient norm, learning rate) of one optimizer step over all ranks."""
         step, training = self.progress.step, self.training
         global_batch = self._global_batch(step)
-        labels = float(sum(self._counts[number] for number in global_batch))
+        labels = sum(self._counts[number] for number in global_batch)
         shares = divide(
             global_batch,
             self.ranks.world_size,
@@ -145,21 +139,19 @@ class Loop:
         own_loss = 0.0
         with self.meter.step(samples, real, padded):
             for batch in collated:
-                output = self.engine(
-                    **model_inputs(batch, self.ranks.device), num_items_in_batch=torch.tensor(max(labels, 1.0))
-                )
-                assert output.loss is not None and output.loss_sum is not None
-                own_loss += float(output.loss_sum.detach())
+                output = self.engine(**model_inputs(batch, self.ranks.device), num_items_in_batch=max(labels, 1))
+                assert output.loss is not None
+                own_loss += float(output.loss.detach())
                 self.engine.backward(output.loss)
-            (loss_sum,) = self.ranks.sum([own_loss])
-            if not math.isfinite(loss_sum):
+            (loss,) = self.ranks.sum([own_loss])
+            if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss became {loss_sum} at step {step + 1}, before its update; lower training.learning_rate, "
+                    f"the loss became {loss} at step {step + 1}, before its update; lower training.learning_rate, "
                     "lengthen the warm-up, or use model.dtype bfloat16 or float32 instead of float16"
                 )
             norm = self.engine.step()
         self.progress.step += 1
-        return loss_sum, labels, norm, rate
+        return loss * labels, labels, norm, rate
 
     # -- around the steps -----------------------------------------------------------------------------------------
 
@@ -210,9 +202,7 @@ class Loop:
         value, step = metrics[self.metric], self.progress.step
         better = is_better(self.metric, value, self.progress.best_value, self.training.early_stopping_threshold)
         if better:
-            self.progress = replace(
-                self.progress, best_step=step, best_value=value, evaluations_without_improvement=0
-            )
+            self.progress = replace(self.progress, best_step=step, best_value=value, evaluations_without_improvement=0)
         else:
             self.progress.evaluations_without_improvement += 1
         self.progress.history.append({"step": float(step), **metrics})

@@ -92,7 +92,10 @@ def frozen_bytes(backbone: nn.Module) -> int:
         ):
             count(tensor)
     for module in backbone.modules():
-        for holder in (getattr(module, "weight", None), getattr(module, "state", None)):  # 8-bit codes and scales
+        for holder in (
+            getattr(module, "weight", None),
+            getattr(module, "state", None),
+        ):  # 8-bit codes and scales
             count(getattr(holder, "CB", None))
             count(getattr(holder, "SCB", None))
     for buffer in backbone.buffers():

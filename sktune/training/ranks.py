@@ -54,7 +54,7 @@ class Ranks:
             return value
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[no-any-return]
+        return box[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -73,7 +73,7 @@ def decisions(
         )
     else:
         yield f"DeepSpeed: not used, as the recipe says; {ranks.world_size} replica(s) sum the adapter's gradient"
-    yield f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation"
+    yield (f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation")
     if checkpoint is not None:
         yield f"resuming from {checkpoint}"
 

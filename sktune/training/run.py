@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sktune.recipe import DEEPSPEED_PRESETS, LoadedRecipe, Recipe, flatten, load_recipe_document
+from sktune.tasks import put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
-from sktune.training.assembly import Assembly, assemble, put_weights, recipe_text, save_adapter
+from sktune.training.assembly import Assembly, assemble, recipe_text, save_adapter
 from sktune.training.checkpoint import FOLDER as CHECKPOINTS
 from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
 from sktune.training.deepspeed_config import read_deepspeed_config, size_deepspeed_config
@@ -31,7 +32,14 @@ SUMMARY_FILE = "summary.json"
 ADAPTER_FOLDER = "adapter"
 PREDICTIONS_FOLDER = "predictions"
 # A resumed run may change these; anything else would make it another run.
-CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "data.max_validation", "data.max_test")
+CHANGEABLE_ON_RESUME = (
+    "training.",
+    "distributed.",
+    "tracking.",
+    "output.",
+    "data.max_validation",
+    "data.max_test",
+)
 
 
 def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
@@ -152,9 +160,7 @@ def _check_same_run(loaded: LoadedRecipe, earlier_file: Path) -> None:
         for key in {*earlier, *now}
         if earlier.get(key) != now.get(key) and key != "training.resume"
     }
-    refused = sorted(
-        key for key in changed if key == "training.seed" or not key.startswith(CHANGEABLE_ON_RESUME)
-    )
+    refused = sorted(key for key in changed if key == "training.seed" or not key.startswith(CHANGEABLE_ON_RESUME))
     if refused:
         listed = "; ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in refused)
         raise ValueError(
@@ -207,7 +213,13 @@ def _score_test(assembly: Assembly, engine: Engine, ranks: Ranks) -> Scores | No
         return None
     recipe: Recipe = assembly.recipe
     return evaluate(
-        engine, rows, assembly.collator, ranks, recipe.task, assembly.labels, recipe.training.per_device_eval_batch_size
+        engine,
+        rows,
+        assembly.collator,
+        ranks,
+        recipe.task,
+        assembly.labels,
+        recipe.training.per_device_eval_batch_size,
     )
 
 

@@ -1,0 +1,72 @@
+"""The quickstart: head only against SK-Prefix on the embedded model and data, and a table of the two.
+
+Each run is the real command, `deepspeed --num_gpus 2 launchers/train.py --recipe recipes/quickstart.yaml`; arguments
+given here are passed on as overrides of the recipe (training.max_steps=20).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = 2
+RUNS = {
+    "head only (frozen features)": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
+    "SK-Prefix": ["output.dir=runs/quickstart"],
+}
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on now, so that two quickstarts do not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(overrides: list[str]) -> None:
+    """One training run in its own processes; ends the quickstart where it fails."""
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        *("--num_gpus", str(PROCESSES), "--master_port", str(free_port()), "--log_level", "warning"),
+        *("launchers/train.py", "--recipe", "recipes/quickstart.yaml"),
+        *overrides,
+    ]
+    threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
+    print("$ deepspeed " + " ".join(f"'{part}'" if " " in part else part for part in command[1:]), flush=True)
+    finished = subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
+def main() -> None:
+    summaries: dict[str, dict[str, Any]] = {}
+    for name, overrides in RUNS.items():
+        run([*overrides, *sys.argv[1:]])
+        folder = ROOT / overrides[-1].removeprefix("output.dir=")
+        summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    table = Table(title="Entities on names that training never saw (test split, entity level)")
+    for column in ("method", "trainable", "F1", "precision", "recall", "tokens/s", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, summary in summaries.items():
+        table.add_row(
+            name,
+            f"{summary['trainable_parameters']:,}",
+            *(f"{summary[f'test/{metric}']:.3f}" for metric in ("f1", "precision", "recall")),
+            f"{summary.get('speed/real_tokens_per_second', 0):,.0f}",
+            f"{summary['wall_seconds']:.0f}",
+        )
+    Console().print(table)
+    print("both runs in MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""SK-Tuning from Python: attach a method to a model you loaded yourself, and train it in any loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sktune import __version__
+from sktune.backbone import Backbone
+from sktune.methods import build_method
+from sktune.recipe.schema import MethodSection, TaskSection
+from sktune.tasks import TunedModel, build_head, put_weights
+
+WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
+
+
+def attach(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: MethodSection,
+    *,
+    task: str | TaskSection | None = None,
+    num_labels: int | None = None,
+    gradient_checkpointing: bool = False,
+) -> TunedModel:
+    """Freezes a model and puts a tuning method and a task head on it.
+
+    The result is an `nn.Module` whose forward takes `input_ids`, `attention_mask`, `labels` and returns `loss` and
+    `logits`: usable in a plain PyTorch loop and in `transformers.Trainer`. Train `trainable_parameters()`, keep
+    them with `save_adapter`.
+
+    The text opens the sequence, BOS included, so tokenize a decoder's inputs with `add_special_tokens=False`.
+
+    Args:
+        model: without a task head (`AutoModel`), or a causal language model; quantized or not. It is frozen.
+        tokenizer: the model's.
+        method: `SKPrefixConfig(text=...)`, `SKPromptConfig(text=...)` or `HeadOnlyConfig()`.
+        task: a task's name, or its section for more settings; None means causal_lm for a language model.
+        num_labels: classes, for classification tasks.
+        gradient_checkpointing: recompute the blocks in backward.
+
+    Raises:
+        ValueError: where model, task and labels do not fit together.
+    """
+    if task is None:
+        if model is getattr(model, model.base_model_prefix, model):
+            raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
+        task = "causal_lm"
+    section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+    needs_labels = section.name not in ("causal_lm", "regression")
+    if needs_labels and num_labels is None:
+        raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
+    backbone = Backbone(
+        model,
+        attn_implementation=model.config._attn_implementation or "eager",
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    device = next(model.parameters()).device
+    return TunedModel(
+        backbone,
+        build_method(method, backbone, tokenizer),
+        build_head(section, backbone, num_labels or 1),
+    ).to(device)
+
+
+def save_adapter(model: TunedModel, folder: str | Path) -> Path:
+    """Writes the trainable parameters (safetensors) into a folder; returns it."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
+    save_file(weights, path / WEIGHTS)
+    card = {"sktune_version": __version__, "model": model.backbone.config.name_or_path}
+    (path / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    return path
+
+
+def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
+    """Puts saved parameters into a model attached the same way; returns it.
+
+    Raises:
+        ValueError: where they do not fit, or there are none.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{folder}: no {WEIGHTS} here")
+    put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
+    return model
