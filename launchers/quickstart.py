@@ -6,6 +6,7 @@ given here are passed on as overrides of the recipe (training.max_steps=20).
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -48,9 +49,12 @@ def run(overrides: list[str]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of both runs")
+    changes = parser.parse_args().overrides
     summaries: dict[str, dict[str, Any]] = {}
     for name, overrides in RUNS.items():
-        run([*overrides, *sys.argv[1:]])
+        run([*overrides, *changes])
         folder = ROOT / overrides[-1].removeprefix("output.dir=")
         summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     table = Table(title="Entities on names that training never saw (test split, entity level)")

@@ -129,6 +129,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Of the libraries below sktune, and nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

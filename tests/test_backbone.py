@@ -100,9 +100,7 @@ def test_cut_layer_with_a_mixed_reading_after_it() -> None:
 @pytest.mark.parametrize("family", ["llama", "bloom", "bert"])
 def test_a_cut_above_the_model_is_refused(family: str) -> None:
     backbone = tiny_backbone(family)
-    with pytest.raises(
-        ValueError, match=r"method\.cut_layer: 4 is above the model's 3 blocks; allowed: 0 to 3"
-    ):
+    with pytest.raises(ValueError, match=r"method\.cut_layer: 4 is above the model's 3 blocks; allowed: 0 to 3"):
         tiny_method("sk_prompt", backbone, cut_layer=DEPTH + 1)
     with pytest.raises(ValueError, match=r"method\.cut_layer: 7 is above"):
         read_hidden_states(backbone, backbone.embed(prompt_ids(family)), 7)
@@ -158,9 +156,7 @@ def test_the_semantics_are_a_constant_unless_the_text_is_trained(name: str, fiel
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("adapter", ["bottleneck", "linear"])
-@pytest.mark.parametrize(
-    ("name", "cut"), [("sk_prefix", {}), ("sk_prompt", {}), ("sk_prompt", {"cut_layer": 1})]
-)
+@pytest.mark.parametrize(("name", "cut"), [("sk_prefix", {}), ("sk_prompt", {}), ("sk_prompt", {"cut_layer": 1})])
 def test_an_evaluation_before_training_leaves_training_as_it_was(
     name: str, cut: dict[str, int], adapter: str, context: Any
 ) -> None:
@@ -184,11 +180,7 @@ def test_nothing_of_the_backbone_is_in_the_methods_state() -> None:
     ids, mask = batch()
     before = set(tuned.method.state_dict())
     tuned(ids, mask)
-    assert (
-        set(tuned.method.state_dict())
-        == before
-        == {f"adapter.{n}" for n in ("down", "up", "down_bias", "up_bias")}
-    )
+    assert set(tuned.method.state_dict()) == before == {f"adapter.{n}" for n in ("down", "up", "down_bias", "up_bias")}
 
 
 # -- architectures that cannot be tuned, by name --
@@ -202,9 +194,7 @@ def test_an_encoder_decoder_is_refused() -> None:
 
 def test_a_model_that_cannot_be_told_positions_is_refused() -> None:
     config = tf.MptConfig(vocab_size=VOCABULARY_SIZE, d_model=32, n_layers=1, n_heads=2)
-    with pytest.raises(
-        ValueError, match=r"mpt gives no control over token positions \(no `position_ids` argument\)"
-    ):
+    with pytest.raises(ValueError, match=r"mpt gives no control over token positions \(no `position_ids` argument\)"):
         Backbone(tf.AutoModel.from_config(config))
 
 
@@ -241,9 +231,7 @@ def build_and_read(section: MethodSection, backbone: Backbone) -> torch.Tensor:
 
 
 def test_layers_that_share_one_attention_are_refused_by_sk_prefix() -> None:
-    network = tf.AutoModel.from_config(
-        tf.AlbertConfig(**SHAPE, embedding_size=WIDTH), attn_implementation="eager"
-    )
+    network = tf.AutoModel.from_config(tf.AlbertConfig(**SHAPE, embedding_size=WIDTH), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"sk_prefix is not available for albert.*; use sk_prompt"):
         build_and_read(SKPrefixMethod(text=TEXT), backbone)
@@ -315,16 +303,12 @@ def test_other_encoders_read_the_hard_prompt_or_are_refused(family: str) -> None
         expected = network(input_ids=whole, attention_mask=torch.cat((mask.new_ones(3, count), mask), 1))[0]
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
     tokenizer = tiny_tokenizer(encoder=True)
-    method = backbone and unless_refused(
-        family, lambda: build_method(SKPromptMethod(text=TEXT), backbone, tokenizer)
-    )
+    method = backbone and unless_refused(family, lambda: build_method(SKPromptMethod(text=TEXT), backbone, tokenizer))
     if method is None:
         return
     with torch.no_grad():
         found = method(backbone, backbone.embed(ids), mask)
-    torch.testing.assert_close(
-        real_rows(found, mask), real_rows(expected[:, count:], mask), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(real_rows(found, mask), real_rows(expected[:, count:], mask), atol=1e-5, rtol=0)
 
 
 def test_keys_and_values_of_different_widths_are_refused_by_sk_prefix() -> None:
@@ -343,9 +327,7 @@ def test_embeddings_narrower_than_the_model_are_read_or_refused(family: str) -> 
     if family == "opt":
         network = tiny_network("opt", word_embed_proj_dim=32)
     else:
-        network = tf.AutoModel.from_config(
-            tf.ElectraConfig(**SHAPE, embedding_size=32), attn_implementation="eager"
-        )
+        network = tf.AutoModel.from_config(tf.ElectraConfig(**SHAPE, embedding_size=32), attn_implementation="eager")
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
     hidden = backbone and unless_refused(family, lambda: build_and_read(SKPromptMethod(text=TEXT), backbone))
     assert hidden is None or hidden.isfinite().all()
@@ -371,9 +353,7 @@ def test_key_value_width_is_what_a_layer_really_keeps(family: str) -> None:
 def test_positions_available() -> None:
     assert tiny_backbone("llama", max_position_embeddings=40).max_positions == 40
     assert tiny_backbone("bert", max_position_embeddings=40).max_positions == 40
-    assert (
-        tiny_backbone("roberta", max_position_embeddings=42).max_positions == 40
-    )  # the first two are padding's
+    assert tiny_backbone("roberta", max_position_embeddings=42).max_positions == 40  # the first two are padding's
     assert tiny_backbone("bloom").max_positions is None
 
 
@@ -415,9 +395,7 @@ def test_a_saved_folder_loads_as_it_was(family: str, dtype: Any, tmp_path: Path)
         found = backbone(backbone.embed(ids), mask)
         expected = network(input_ids=ids, attention_mask=mask)[0]
     tolerance = 1e-5 if dtype == "float32" else 0.3
-    torch.testing.assert_close(
-        real_rows(found.float(), mask), real_rows(expected, mask), atol=tolerance, rtol=0
-    )
+    torch.testing.assert_close(real_rows(found.float(), mask), real_rows(expected, mask), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
@@ -458,9 +436,7 @@ def test_the_choice_of_attention_is_explained(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA GPU")
 def test_flash_attention_without_a_gpu_is_refused(tmp_path: Path) -> None:
     tiny_network("llama").save_pretrained(tmp_path)
-    wanted = (
-        r"model\.attn_implementation: flash_attention_2 cannot run: there is no CUDA GPU.*; use auto or sdpa"
-    )
+    wanted = r"model\.attn_implementation: flash_attention_2 cannot run: there is no CUDA GPU.*; use auto or sdpa"
     with pytest.raises(ValueError, match=wanted):
         load_backbone(ModelSection(name_or_path=str(tmp_path), attn_implementation="flash_attention_2"))
 
@@ -516,9 +492,7 @@ def test_a_folder_with_an_encoder_decoder_is_refused_by_name(language_model: boo
     config = tf.T5Config(vocab_size=VOCABULARY_SIZE, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     tf.AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="t5 is an encoder-decoder"):
-        load_backbone(
-            ModelSection(name_or_path=str(tmp_path), dtype="float32"), language_model=language_model
-        )
+        load_backbone(ModelSection(name_or_path=str(tmp_path), dtype="float32"), language_model=language_model)
 
 
 def test_a_tokenizer_gets_a_padding_token(tmp_path: Path) -> None:

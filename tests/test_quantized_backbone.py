@@ -27,8 +27,8 @@ BITS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_use_double_quant": False},
     "nf4_double": {"load_in_4bit": True},
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-    # Threshold 0: each token is rounded by itself. With a threshold, LLM.int8 looks for outlier columns in all
-    # tokens of the batch at once, so that what stands beside a token changes how it is rounded.
+    # Threshold 0: each token is rounded by itself. With a threshold, LLM.int8 looks for outlier columns in
+    # all tokens of the batch at once, so that what stands beside a token changes how it is rounded.
     "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
 }
 # One float32 rounding can push an activation over the edge of an int8 step; 4-bit weights alone add nothing.
@@ -91,9 +91,7 @@ def test_step_zero_is_the_quantized_model_reading_the_hard_prompt(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_linear_layers_are_packed_and_counted_as_what_they_stand_for(
-    folders: dict[str, Path], bits: str
-) -> None:
+def test_linear_layers_are_packed_and_counted_as_what_they_stand_for(folders: dict[str, Path], bits: str) -> None:
     network = tiny_network("llama")
     linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, torch.nn.Linear))
     backbone = load(folders["llama"], bits)
@@ -171,18 +169,14 @@ def test_four_bit_gradients_are_those_of_the_dequantized_weights(
         output = tuned(ids, mask, labels=labels)
         output.loss.backward()
         results.append((output.logits.detach(), [p.grad for p in tuned.trainable_parameters().values()]))
-    torch.testing.assert_close(
-        real_rows(results[0][0], mask), real_rows(results[1][0], mask), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(real_rows(results[0][0], mask), real_rows(results[1][0], mask), atol=1e-5, rtol=0)
     for found, expected in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", METHODS)
-def test_padding_side_and_checkpointing_change_nothing(
-    folders: dict[str, Path], name: str, bits: str
-) -> None:
+def test_padding_side_and_checkpointing_change_nothing(folders: dict[str, Path], name: str, bits: str) -> None:
     results = []
     for checkpointing in (False, True):
         tuned = tiny_tuned(name, load(folders["llama"], bits, gradient_checkpointing=checkpointing))
@@ -201,9 +195,7 @@ def test_padding_side_and_checkpointing_change_nothing(
     for other_logits, other_gradients in results[1:]:
         torch.testing.assert_close(other_logits, logits, atol=1e-6, rtol=0)
         for found, expected in zip(other_gradients, gradients, strict=True):
-            torch.testing.assert_close(
-                found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0
-            )
+            torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])

@@ -39,7 +39,7 @@ FAMILIES_AND_KERNELS = [(family, kernel) for family in CONFIGS for kernel in ker
 
 
 def special_rule(method: str, family: str, prompt: int, length: int) -> torch.Tensor | None:
-    """What each token sees, [prompt + length, prompt + length] bool; None: simply what the plain model does."""
+    """What each token sees, [prompt + length, prompt + length] bool; None: as the plain model does."""
     total = prompt + length
     rows, columns = torch.arange(total)[:, None], torch.arange(total)[None]
     if method == "sk_prefix" and family in ENCODERS:
@@ -104,15 +104,16 @@ def test_step_zero_is_the_hard_prompt(family: str, kernel: str, name: str, side:
         assert (expected - unruled).abs().max() > 0.05, "the rule makes no difference: nothing was tested"
 
 
+@pytest.mark.parametrize("length", [1, 7])
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_single_word_without_padding(family: str, name: str) -> None:
-    # One query and no padding: where attention kernels leave their mask out.
+def test_without_padding(family: str, name: str, length: int) -> None:
+    # Where there is no padding, or only one query, attention kernels leave their mask out.
     kernel = kernels(family)[-1]
     backbone = tiny_backbone(family, kernel)
-    ids, mask = batch(lengths=(1, 1))
+    ids, mask = batch(lengths=(length, length))
     prompt = prompt_ids(family)
-    rule = special_rule(name, family, prompt.shape[1], 1)
+    rule = special_rule(name, family, prompt.shape[1], length)
     expected = read_hard_prompt(tiny_network(family, kernel), prompt, ids, mask, rule)
     found = read_tuned(tiny_method(name, backbone), backbone, ids, mask)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
@@ -222,9 +223,7 @@ KERNELS_THAT_AGREE = [
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("family", "routes"), KERNELS_THAT_AGREE)
-def test_logits_and_gradients_are_the_same_by_every_route(
-    family: str, routes: tuple[str, ...], name: str
-) -> None:
+def test_logits_and_gradients_are_the_same_by_every_route(family: str, routes: tuple[str, ...], name: str) -> None:
     """Padding side, gradient checkpointing and attention kernel change how it is computed, never what."""
     results = []
     for kernel in routes:
@@ -244,9 +243,7 @@ def test_logits_and_gradients_are_the_same_by_every_route(
         torch.testing.assert_close(other_loss, loss, atol=TOLERANCE, rtol=0)
         for parameter, gradient in gradients.items():
             scale = float(gradient.abs().max())
-            torch.testing.assert_close(
-                other_gradients[parameter], gradient, atol=2e-5 * max(scale, 1.0), rtol=0
-            )
+            torch.testing.assert_close(other_gradients[parameter], gradient, atol=2e-5 * max(scale, 1.0), rtol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -292,7 +289,7 @@ def test_prefix_adapter_gradients_match_finite_differences(family: str, adapter:
         for sign in (1, -1):
             with torch.no_grad():
                 parameter.add_(sign * step * direction)
-                losses.append(float(tuned(ids, mask, labels=labels).loss))
+                losses.append(tuned(ids, mask, labels=labels).loss.item())
                 parameter.sub_(sign * step * direction)
         slope = (losses[0] - losses[1]) / (2 * step)
         assert slope == pytest.approx(float(parameter.grad.norm()), rel=2e-2, abs=2e-3)

@@ -366,7 +366,11 @@ class Server:
         command += ["--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"]
         command += ["--artifacts-destination", str(self.database.parent / "served")]
         log = self.database.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        # Without the workers for MLflow's own background jobs, which would compete with its start.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             try:

@@ -38,6 +38,13 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """
     name = model.tokenizer or model.name_or_path
     field = "model.tokenizer" if model.tokenizer else "model.name_or_path"
+    folder = Path(model_location(name))
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        # AutoTokenizer would read it, but lose the mark of the first word (transformers 5.23).
+        raise ValueError(
+            f"{field}: {name!r} has a tokenizer.model and no tokenizer.json; write it once with "
+            f"`transformers.LlamaTokenizer.from_pretrained({name!r}, add_bos_token=True).save_pretrained({name!r})`"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_location(name), revision=model.revision, trust_remote_code=model.trust_remote_code

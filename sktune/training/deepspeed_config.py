@@ -7,6 +7,7 @@ only the values written as "auto" are set.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from sktune.recipe.schema import TrainingSection
 
 
 def shipped_config_path(name: str) -> Path:
-    """File of a shipped configuration: in the checkout, or beside the installed package."""
-    for folder in (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[1] / "ds_configs"):
+    """File of a shipped configuration: in the checkout, or where a wheel's data files are installed."""
+    for folder in (Path(__file__).parents[2] / "ds_configs", Path(sys.prefix) / "share" / "sktune" / "ds_configs"):
         if (folder / f"{name}.json").is_file():
             return folder / f"{name}.json"
     raise ValueError(f"distributed.deepspeed: {name}.json was not found beside sktune; reinstall it, or give a file")

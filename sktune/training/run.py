@@ -75,6 +75,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
         trainable, total = assembly.model.parameter_counts()
         for line in decisions(recipe, ranks, loop, trainable, total, ds_config, checkpoint):
             logger.info(line)
+        stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
+        tracker.set_tags({"zero_stage": stage})
         if ds_config is not None and ranks.is_main:
             (output_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=1), encoding="utf-8")
             tracker.log_artifact(output_dir / "deepspeed.json")

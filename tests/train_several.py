@@ -1,0 +1,66 @@
+"""Several short runs in a row on the ranks that a launcher starts, so that tests pay for one start only.
+
+deepspeed --num_gpus 2 tests/train_several.py jobs.json; each rank writes `jobs.rank<N>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from training_fixtures import cut_back
+
+from sktune.cli import _prepare_process
+from sktune.inference import evaluate_run
+from sktune.recipe import load_recipe_document
+from sktune.training.ranks import Ranks, leave_ranks, start_ranks
+from sktune.training.run import train
+
+
+def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """What the job's training or evaluation returns; it may start from a killed run's folder."""
+    problem = _cut(job["cut"]) if "cut" in job and ranks.is_main else None
+    if ranks.broadcast(problem) is not None:
+        raise RuntimeError(f"nothing to resume: {problem}")
+    if "evaluate" in job:
+        return evaluate_run(Path(job["evaluate"]), job["split"], ranks)
+    return train(load_recipe_document(job["recipe"]), ranks)
+
+
+def _cut(cut: dict[str, Any]) -> str | None:
+    try:
+        cut_back(Path(cut["output"]), cut["step"], Path(cut["copy"]))
+    except (OSError, AssertionError) as error:
+        return repr(error)
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("--local_rank", help="deepspeed passes it")
+    jobs: Path = parser.parse_args().jobs
+    _prepare_process()
+    ranks = start_ranks(60)
+    results: dict[str, dict[str, Any]] = {}
+    for job in json.loads(jobs.read_text(encoding="utf-8")):
+        started = time.monotonic()
+        unexpected = None
+        try:
+            results[job["name"]] = {"result": run_job(job, ranks)}
+        except Exception as error:
+            results[job["name"]] = {"error": f"{type(error).__name__}: {error}"}
+            if not isinstance(error, FloatingPointError):
+                unexpected = error  # the ranks may have parted company: no further job is safe
+        print(f"[{ranks.rank}] {job['name']}: {time.monotonic() - started:.1f} s", flush=True)
+        jobs.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(results), encoding="utf-8")
+        if unexpected is not None:
+            raise unexpected
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main()
