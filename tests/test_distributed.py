@@ -15,6 +15,7 @@ from training_fixtures import (
     ONE_RANK,
     ROOT,
     STAGES,
+    TOLERANCE,
     TWO_BY_TWO,
     USER_STAGES,
     Start,
@@ -44,14 +45,16 @@ pytestmark = pytest.mark.distributed
 @pytest.mark.parametrize("cut", ["one-1x4", "two-zero3", "two-1x2"])
 @pytest.mark.parametrize("bits", BITS)
 def test_batches_of_4x1_1x4_2x2_and_2x1x2_give_one_trajectory(two_ranks: TwoRanks, bits: str, cut: str) -> None:
-    assert_close_run(two_ranks.output(f"one-4x1-{bits}"), two_ranks.output(f"{cut}-{bits}"))
+    assert_close_run(two_ranks.output(f"one-4x1-{bits}"), two_ranks.output(f"{cut}-{bits}"), TOLERANCE[bits])
 
 
 @pytest.mark.parametrize(
     ("bits", "stage"), [(bits, stage) for bits in BITS for stage in STAGES[:2]] + [("none", "zero3_offload")]
 )
 def test_every_stage_equals_no_sharding(two_ranks: TwoRanks, bits: str, stage: str) -> None:
-    assert_close_run(two_ranks.output(f"two-replicas-{bits}"), two_ranks.output(f"two-{stage_name(stage)}-{bits}"))
+    assert_close_run(
+        two_ranks.output(f"two-replicas-{bits}"), two_ranks.output(f"two-{stage_name(stage)}-{bits}"), TOLERANCE[bits]
+    )
 
 
 @pytest.mark.parametrize("stage", USER_STAGES)
@@ -174,7 +177,6 @@ def test_when_one_rank_is_killed_the_others_end_with_it(workshop: Workshop, tmp_
     assert not (output / "summary.json").exists()
     step = list_checkpoints(output)[-1]
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint_weights(output, step).values())
-    (tmp_path / "said.txt").write_text(said)
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

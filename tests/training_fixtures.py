@@ -41,6 +41,9 @@ BITS: dict[str, dict[str, Any]] = {
     "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
     "nf4": {"load_in_4bit": True},
 }
+TOLERANCE = {"none": 1e-5, "nf4": 1e-5, "int8": 5e-3}
+"""Relative, between runs that sum in another order: one float32 rounding can push an activation over the edge
+of an int8 step, and then a whole 127th of its row's maximum is what differs."""
 
 # -- data -------------------------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ def assert_close_run(one: Path, other: Path, relative: float = 1e-5) -> None:
         assert second[key] == pytest.approx(value, rel=slack, abs=relative), key
     assert scores_of(summary_of(other)) == pytest.approx(scores_of(summary_of(one)), rel=relative, abs=relative)
     scale = max(float(tensor.abs().max()) for tensor in adapter(one).values())
-    assert largest_difference(adapter(one), adapter(other)) <= 100 * relative * max(scale, 1.0)
+    assert largest_difference(adapter(one), adapter(other)) <= 10 * relative * max(scale, 1.0)
 
 
 def cut_back(output: Path, step: int, copy: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from sktune.backbone.attention import (
     IMPLEMENTATION_PREFIX,
@@ -24,6 +24,8 @@ from sktune.backbone.prefix_cache import PrefixCache
 CACHE_FAMILIES = frozenset({"bloom", "falcon"})
 # Position comes from the attention mask alone (ALiBi), so there is nothing to shift.
 ALIBI_FAMILIES = frozenset({"bloom"})
+# Positions are numbered in a way nothing in the model tells.
+MISPLACING_FAMILIES = frozenset({"nystromformer"})
 
 
 class Backbone(nn.Module):
@@ -65,6 +67,8 @@ class Backbone(nn.Module):
     def _refuse_unfit_architectures(self) -> None:
         if getattr(self.config, "is_encoder_decoder", False):
             raise ValueError(f"{self.family} is an encoder-decoder; sktune tunes decoders and encoders")
+        if self.family in MISPLACING_FAMILIES:
+            raise ValueError(f"{self.family} numbers its positions in a way of its own; choose another model")
         parameters = inspect.signature(type(self.base).forward).parameters
         self._takes_position_ids = "position_ids" in parameters
         if not self._takes_position_ids and self.family not in ALIBI_FAMILIES:
@@ -84,9 +88,7 @@ class Backbone(nn.Module):
     @property
     def is_encoder(self) -> bool:
         """True where every token reads every other (BERT, RoBERTa)."""
-        return not getattr(self.config, "is_decoder", False) and any(
-            getattr(module, "is_causal", None) is False for module in self.base.modules()
-        )
+        return not getattr(self.config, "is_decoder", False) and type(self.config) in MODEL_FOR_MASKED_LM_MAPPING
 
     @property
     def is_language_model(self) -> bool:
@@ -131,10 +133,9 @@ class Backbone(nn.Module):
     @property
     def _first_position(self) -> int:
         # RoBERTa and its kin number real tokens from padding_idx + 1.
-        embeddings = getattr(self.base, "embeddings", None)
-        if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
-            return int(embeddings.padding_idx) + 1
-        return 0
+        positions = getattr(getattr(self.base, "embeddings", None), "position_embeddings", None)
+        padding = getattr(positions, "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
 
     # -- mode ---------------------------------------------------------------------------------------------------
 

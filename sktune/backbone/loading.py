@@ -122,6 +122,8 @@ def load_backbone(
     shared: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(location, **shared)
+        if getattr(config, "is_encoder_decoder", False):
+            raise TypeError(f"{config.model_type} is an encoder-decoder")
         auto_class = AutoModelForCausalLM if language_model else AutoModel
         architecture: Any = auto_class._model_mapping[type(config)]
         architecture = architecture[0] if isinstance(architecture, tuple) else architecture
@@ -150,9 +152,14 @@ def load_backbone(
     if not language_model and config.model_type in ("bert", "roberta", "xlm-roberta", "electra", "camembert"):
         arguments["add_pooling_layer"] = False  # its weights would be random and are never used
     try:
-        network = auto_class.from_pretrained(location, **arguments)
+        network, report = auto_class.from_pretrained(location, output_loading_info=True, **arguments)  # type: ignore[misc]
     except Exception as error:
         raise ValueError(_not_loadable(model.name_or_path, location, error)) from error
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise ValueError(
+            f"model.name_or_path: {model.name_or_path!r} lacks {len(missing)} weights of {config.model_type} "
+            f"({', '.join(missing[:3])} ...), which would be random; give a folder with the whole model"
+        )
     _keep_weights_in_place(network)
     return Backbone(network, attn_implementation=attention, gradient_checkpointing=gradient_checkpointing)
 
@@ -166,7 +173,10 @@ def bitsandbytes_config(model: ModelSection, quantization: QuantizationSection) 
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quantization.bnb_4bit_compute_dtype or model.dtype),
         llm_int8_threshold=quantization.llm_int8_threshold,
-        llm_int8_skip_modules=list(quantization.skip_modules) or None,
+        # A list replaces transformers' own, which keeps the language-model head out (GPT-NeoX: embed_out).
+        llm_int8_skip_modules=[*quantization.skip_modules, "lm_head", "embed_out"]
+        if quantization.skip_modules
+        else None,
     )
 
 

@@ -54,7 +54,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
             with record_keys_and_values() as record:
                 backbone(embeds, mask)
     modules = [module for module, _ in record]
-    shapes = {(kv.key.shape, kv.value.shape) for _, kv in record}
+    shapes = {states.shape for _, kv in record for states in kv}
     depth = backbone.config.num_hidden_layers
     if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
         raise ValueError(

@@ -39,8 +39,10 @@ class SKPrefix(nn.Module):
     def _read(self, backbone: Backbone) -> PromptSemantics:
         if self._semantics is not None:
             return self._semantics
-        # Without a trainable text the semantics are a constant of the frozen model.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.text.change is not None):
+        # Without a trainable text the semantics are a constant of the frozen model. They outlive this call, so
+        # they must not be inference tensors.
+        with_gradient = torch.is_grad_enabled() and self.text.change is not None
+        with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             semantics = read_keys_and_values(backbone, self.text(backbone))
         if self.read_once:
             self._semantics = semantics

@@ -25,6 +25,12 @@ class SKPrompt(nn.Module):
             raise ValueError(
                 f"method.cut_layer: {method.cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}"
             )
+        width = backbone.base.get_input_embeddings().embedding_dim
+        if width != backbone.hidden_size:
+            raise ValueError(
+                f"method.name: sk_prompt is not available for this {backbone.family}: it embeds tokens in {width} "
+                f"features and computes in {backbone.hidden_size}; use sk_prefix"
+            )
         self.text = PromptText(encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text)
         self.cut_layer = method.cut_layer
         self.read_once = method.semantics == "cached" and not method.trainable_text
@@ -37,7 +43,8 @@ class SKPrompt(nn.Module):
     def _read(self, backbone: Backbone) -> torch.Tensor:
         if self._semantics is not None:
             return self._semantics
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.text.change is not None):
+        with_gradient = torch.is_grad_enabled() and self.text.change is not None
+        with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             semantics = read_hidden_states(backbone, self.text(backbone), self.cut_layer)
         if self.read_once:
             self._semantics = semantics

@@ -29,7 +29,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
     assert how == "mean"
     weights = mask[..., None].float()
-    return (hidden.float() * weights).sum(1) / weights.sum(1)
+    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 class TokenClassificationHead(nn.Module):

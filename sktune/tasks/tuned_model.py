@@ -98,6 +98,8 @@ class TunedModel(nn.Module):
             labels = aligned.forth(labels)
         if self.head is None:
             output, loss_sum, count = self._read_language(embeds, aligned.attention_mask, labels, types)
+            if labels is None and output.logits is not None:
+                output.logits = aligned.restore(output.logits)
         else:
             hidden = self.method(self.backbone, embeds, aligned.attention_mask, **types)
             logits, loss_sum, count = self.head(hidden, aligned.attention_mask, labels, valid)
