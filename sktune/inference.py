@@ -15,9 +15,10 @@ from sktune.tasks import put_weights
 from sktune.tasks.predictions import answers_of
 from sktune.training.assembly import ADAPTER_RECIPE, Assembly, assemble, read_adapter
 from sktune.training.evaluation import evaluate, model_inputs
+from sktune.training.output import ADAPTER_FOLDER, EVALUATION_FOLDER
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import write_predictions
-from sktune.training.run import ADAPTER_FOLDER, build_engine
+from sktune.training.run import build_engine
 
 SPLITS = ("train", "validation", "test")
 
@@ -57,28 +58,19 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
     """
     if split not in SPLITS:
         raise ValueError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
-    loaded, assembly = load_trained(output, ranks, overrides)
+    _, assembly = load_trained(output, ranks, overrides)
     assert assembly.raw is not None
     rows = assembly.encode_for_scoring(getattr(assembly.raw, split), split)
     if rows is None:
         raise ValueError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
     engine, _ = build_engine(assembly, ranks)
-    recipe = loaded.recipe
-    scores = evaluate(
-        engine,
-        rows,
-        assembly.collator,
-        ranks,
-        recipe.task,
-        assembly.labels,
-        recipe.training.per_device_eval_batch_size,
-    )
+    scores = evaluate(assembly, engine, rows, ranks)
     result: dict[str, Any] = dict(scores.metrics)
     if scores.per_type:
         result["per_type"] = scores.per_type
     if ranks.is_main:
-        write_predictions(scores, output / "evaluation" / f"{split}.predictions.jsonl")
-        (output / "evaluation" / f"{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_predictions(scores, output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
+        (output / EVALUATION_FOLDER / f"{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     ranks.barrier()
     return result
 

@@ -20,11 +20,15 @@ from sktune.training.ranks import Ranks, leave_ranks, start_ranks
 from sktune.training.run import train
 
 
+class NothingToResume(Exception):
+    """The run to be cut back has failed; all ranks know."""
+
+
 def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What the job's training or evaluation returns; it may start from a killed run's folder."""
     problem = _cut(job["cut"]) if "cut" in job and ranks.is_main else None
     if ranks.broadcast(problem) is not None:
-        raise RuntimeError(f"nothing to resume: {problem}")
+        raise NothingToResume(problem)
     if "evaluate" in job:
         return evaluate_run(Path(job["evaluate"]), job["split"], ranks)
     return train(load_recipe_document(job["recipe"]), ranks)
@@ -33,7 +37,7 @@ def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 def _cut(cut: dict[str, Any]) -> str | None:
     try:
         cut_back(Path(cut["output"]), cut["step"], Path(cut["copy"]))
-    except (OSError, AssertionError) as error:
+    except (OSError, IndexError, AssertionError) as error:
         return repr(error)
     return None
 
@@ -53,7 +57,7 @@ def main() -> None:
             results[job["name"]] = {"result": run_job(job, ranks)}
         except Exception as error:
             results[job["name"]] = {"error": f"{type(error).__name__}: {error}"}
-            if not isinstance(error, FloatingPointError):
+            if not isinstance(error, FloatingPointError | NothingToResume):
                 unexpected = error  # the ranks may have parted company: no further job is safe
         print(f"[{ranks.rank}] {job['name']}: {time.monotonic() - started:.1f} s", flush=True)
         jobs.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(results), encoding="utf-8")

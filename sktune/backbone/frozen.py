@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 
+from sktune.backbone import architecture
 from sktune.backbone.attention import (
     IMPLEMENTATION_PREFIX,
     LayerKeyValues,
@@ -19,13 +20,6 @@ from sktune.backbone.attention import (
     set_prefix,
 )
 from sktune.backbone.prefix_cache import PrefixCache
-
-# Families whose attention bypasses the attention interface but reads a cache exactly (tested per family).
-CACHE_FAMILIES = frozenset({"bloom", "falcon"})
-# Position comes from the attention mask alone (ALiBi), so there is nothing to shift.
-ALIBI_FAMILIES = frozenset({"bloom"})
-# Positions are numbered in a way nothing in the model tells.
-MISPLACING_FAMILIES = frozenset({"nystromformer"})
 
 
 class Backbone(nn.Module):
@@ -54,28 +48,15 @@ class Backbone(nn.Module):
         self.config = model.config
         self.family: str = model.config.model_type
         self.attn_implementation = attn_implementation
-        self._refuse_unfit_architectures()
+        self._takes_position_ids = architecture.check(self.base)
         model.requires_grad_(False)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             for block in self.blocks:
                 self._checkpoint(block)
         self._woven: list[nn.Module] = []
-        self.uses_cache_for_prefix = self.family in CACHE_FAMILIES
+        self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
         self.eval()
-
-    def _refuse_unfit_architectures(self) -> None:
-        if getattr(self.config, "is_encoder_decoder", False):
-            raise ValueError(f"{self.family} is an encoder-decoder; sktune tunes decoders and encoders")
-        if self.family in MISPLACING_FAMILIES:
-            raise ValueError(f"{self.family} numbers its positions in a way of its own; choose another model")
-        parameters = inspect.signature(type(self.base).forward).parameters
-        self._takes_position_ids = "position_ids" in parameters
-        if not self._takes_position_ids and self.family not in ALIBI_FAMILIES:
-            raise ValueError(
-                f"{self.family} gives no control over token positions (no `position_ids` argument), "
-                "so a text in front of the input would be misplaced; choose another model"
-            )
 
     # -- what the model is ------------------------------------------------------------------------------------
 
@@ -88,7 +69,7 @@ class Backbone(nn.Module):
     @property
     def is_encoder(self) -> bool:
         """True where every token reads every other (BERT, RoBERTa)."""
-        return not getattr(self.config, "is_decoder", False) and type(self.config) in MODEL_FOR_MASKED_LM_MAPPING
+        return architecture.is_encoder(self.config)
 
     @property
     def is_language_model(self) -> bool:
@@ -103,39 +84,18 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         """The model's transformer blocks, in order."""
-        parent, name = self._blocks_place()
+        parent, name = architecture.place_of_blocks(self.base)
         return getattr(parent, name)
-
-    def _blocks_place(self) -> tuple[nn.Module, str]:
-        depth = self.config.num_hidden_layers
-        for parent in self.base.modules():
-            for name, child in parent.named_children():
-                if isinstance(child, nn.ModuleList) and len(child) == depth:
-                    return parent, name
-        raise ValueError(f"{self.family}: no list of {depth} blocks found in the model; choose another model")
 
     @property
     def key_value_width(self) -> int:
         """Features of one token's keys (and of its values) in one layer: kv_heads * head_dim."""
-        config = self.config
-        head_dim = getattr(config, "head_dim", None) or self.hidden_size // config.num_attention_heads
-        if self.family == "falcon":  # its cache holds every head in the newer layout, one in multi-query
-            multi_query = config.multi_query and not config.new_decoder_architecture
-            return int(head_dim) * (1 if multi_query else int(config.num_attention_heads))
-        return int(head_dim) * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        return architecture.key_value_width(self.config)
 
     @property
     def max_positions(self) -> int | None:
         """Most tokens the model can tell apart by position; None where there is no such limit."""
-        limit = getattr(self.config, "max_position_embeddings", None)
-        return None if limit is None or self.family in ALIBI_FAMILIES else int(limit) - self._first_position
-
-    @property
-    def _first_position(self) -> int:
-        # RoBERTa and its kin number real tokens from padding_idx + 1.
-        positions = getattr(getattr(self.base, "embeddings", None), "position_embeddings", None)
-        padding = getattr(positions, "padding_idx", None)
-        return 0 if padding is None else int(padding) + 1
+        return architecture.max_positions(self.base)
 
     # -- mode ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +128,7 @@ class Backbone(nn.Module):
     @contextmanager
     def only_first_blocks(self, count: int) -> Iterator[None]:
         """Inside, the model consists of its first `count` blocks; the ones above are not there to be run."""
-        parent, name = self._blocks_place()
+        parent, name = architecture.place_of_blocks(self.base)
         blocks = getattr(parent, name)
         setattr(parent, name, nn.ModuleList(blocks[:count]))
         try:
@@ -233,7 +193,7 @@ class Backbone(nn.Module):
             **model_inputs,
         }
         if self._takes_position_ids:
-            start = first_position + self._first_position
+            start = first_position + architecture.first_position(self.base)
             inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
                 inputs_embeds.shape[0], -1
             )

@@ -155,7 +155,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     num_train_epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides num_train_epochs.")
-    learning_rate: float = Field(5e-3, gt=0, description="Of the adapter. Prefix and prompt methods want 1e-3 to 3e-2.")
+    learning_rate: float = Field(3e-3, gt=0, description="Of the adapter. Prefix and prompt methods want 1e-3 to 3e-2.")
     head_learning_rate: float | None = Field(None, gt=0, description="Of the head; null takes learning_rate.")
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)

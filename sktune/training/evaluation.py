@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sktune.data import Collator, Row, evaluation_batches
-from sktune.recipe.schema import TaskSection
+from sktune.data import Row, evaluation_batches
 from sktune.tasks.heads import IGNORED
 from sktune.tasks.predictions import Answers, Scores, answers_of, score
+from sktune.training.assembly import Assembly
 from sktune.training.engine import Engine
 from sktune.training.ranks import Ranks
 
@@ -30,42 +30,34 @@ def labels_that_count(row: Row, task_name: str) -> int:
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine,
-    rows: Sequence[Row],
-    collator: Collator,
-    ranks: Ranks,
-    task: TaskSection,
-    labels: Sequence[str] | None,
-    batch_size: int,
-    max_batches: int | None = None,
+    assembly: Assembly, engine: Engine, rows: Sequence[Row], ranks: Ranks, max_batches: int | None = None
 ) -> Scores:
     """Scores of a split, the same on every rank.
 
     Args:
+        assembly: the run's parts: task, labels, collator, batch size.
         engine: runs the model.
         rows: the encoded split.
-        collator: pads.
         ranks: shares the rows.
-        task: what is predicted.
-        labels: the label set.
-        batch_size: rows per rank and forward.
         max_batches: only so many batches of each rank (a trial run).
     """
+    task = assembly.recipe.task
+    batch_size = assembly.recipe.training.per_device_eval_batch_size
     engine.set_training(False)
     answers: Answers = {}
     totals = [0.0, 0.0]
     batches = evaluation_batches([row.length for row in rows], batch_size, ranks.world_size, ranks.rank)
     for numbers in batches[:max_batches]:
         chosen = [None if number is None else rows[number] for number in numbers]
-        batch = collator(chosen)
+        batch = assembly.collator(chosen)
         output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
         assert output.loss is not None
         totals[0] += float(output.loss)
         totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
-        answers |= answers_of(output, chosen, batch["attention_mask"], task, labels)
+        answers |= answers_of(output, chosen, batch["attention_mask"], task, assembly.labels)
     engine.set_training(True)
     loss_sum, count = ranks.sum(totals)
     everything: Answers = {}
     for part in ranks.gather(answers):
         everything |= part
-    return score(rows, everything, loss_sum / max(count, 1.0), task, labels)
+    return score(rows, everything, loss_sum / max(count, 1.0), task, assembly.labels)

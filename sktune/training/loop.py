@@ -185,16 +185,7 @@ class Loop:
 
     def _evaluate(self, max_batches: int | None = None) -> Scores:
         assert self.validation_rows is not None
-        return evaluate(
-            self.engine,
-            self.validation_rows,
-            self.assembly.collator,
-            self.ranks,
-            self.task,
-            self.assembly.labels,
-            self.training.per_device_eval_batch_size,
-            max_batches,
-        )
+        return evaluate(self.assembly, self.engine, self.validation_rows, self.ranks, max_batches)
 
     def _evaluate_and_compare(self) -> bool:
         """Evaluates, saves, and says whether to stop early; the same on every rank."""

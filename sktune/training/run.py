@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from sktune.recipe import DEEPSPEED_PRESETS, LoadedRecipe, Recipe, flatten, load_recipe_document
+from sktune.recipe import DEEPSPEED_PRESETS, LoadedRecipe
 from sktune.tasks import put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
-from sktune.training.assembly import Assembly, assemble, recipe_text, save_adapter
-from sktune.training.checkpoint import FOLDER as CHECKPOINTS
-from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
+from sktune.training.assembly import Assembly, assemble, save_adapter
+from sktune.training.checkpoint import Progress, load_checkpoint
 from sktune.training.deepspeed_config import read_deepspeed_config, size_deepspeed_config
 from sktune.training.engine import DeepSpeedEngine, Engine, PlainEngine
 from sktune.training.evaluation import evaluate
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.optimizer import build_optimizer
+from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, claim_output
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import decisions, log_results, run_name, run_tags
 
 logger = logging.getLogger(__name__)
-
-RECIPE_FILE = "recipe.yaml"
-SUMMARY_FILE = "summary.json"
-ADAPTER_FOLDER = "adapter"
-PREDICTIONS_FOLDER = "predictions"
-# A resumed run may change these; anything else would make it another run.
-CHANGEABLE_ON_RESUME = (
-    "training.",
-    "distributed.",
-    "tracking.",
-    "output.",
-    "data.max_validation",
-    "data.max_test",
-)
 
 
 def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
@@ -51,7 +36,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
     """
     recipe = loaded.recipe
     output_dir = Path(recipe.output.dir)
-    checkpoint = _prepare_output(loaded, output_dir, ranks)
+    checkpoint = claim_output(loaded, output_dir, ranks)
     weights, moments, progress = load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())
     tracker: Tracker | None = None
     started = time.time()
@@ -78,11 +63,12 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
         stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
         tracker.set_tags({"zero_stage": stage})
         if ds_config is not None and ranks.is_main:
-            (output_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=1), encoding="utf-8")
-            tracker.log_artifact(output_dir / "deepspeed.json")
+            (output_dir / DEEPSPEED_FILE).write_text(json.dumps(ds_config, indent=1), encoding="utf-8")
+            tracker.log_artifact(output_dir / DEEPSPEED_FILE)
         at_rest = frozen_bytes(assembly.model.backbone)
         progress = loop.run()
-        test = _score_test(assembly, engine, ranks)
+        test_rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw else None
+        test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
         final_weights = engine.weights()
         summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
         if ranks.is_main:
@@ -119,60 +105,6 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
     return DeepSpeedEngine(assembly.model, optimizer, config, ranks), config
 
 
-def _prepare_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Path | None:
-    """Makes the output folder ready; returns the checkpoint to resume from. One rank decides for all."""
-    outcome: tuple[str, Path | None] = ("", None)
-    if ranks.is_main:
-        try:
-            outcome = ("", _claim_output(loaded, output_dir))
-        except ValueError as error:
-            outcome = (str(error), None)
-    message, checkpoint = ranks.broadcast(outcome)
-    if message:
-        raise ValueError(message)
-    return checkpoint
-
-
-def _claim_output(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
-    recipe = loaded.recipe
-    used = (output_dir / RECIPE_FILE).exists()
-    checkpoint = latest_checkpoint(output_dir) if recipe.training.resume == "auto" else None
-    if used and checkpoint is None and not recipe.output.overwrite and recipe.training.resume != "auto":
-        raise ValueError(
-            f"output.dir: {output_dir} already holds a run; continue it with training.resume=auto (--resume), "
-            "start anew with output.overwrite=true, or choose another folder"
-        )
-    if checkpoint is not None:
-        _check_same_run(loaded, output_dir / RECIPE_FILE)
-    elif used:
-        for name in (CHECKPOINTS, ADAPTER_FOLDER, PREDICTIONS_FOLDER, "figures", "tracking"):
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in ("metrics.jsonl", SUMMARY_FILE, "deepspeed.json"):
-            (output_dir / name).unlink(missing_ok=True)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / RECIPE_FILE).write_text(recipe_text(loaded), encoding="utf-8")
-    return checkpoint
-
-
-def _check_same_run(loaded: LoadedRecipe, earlier_file: Path) -> None:
-    earlier = flatten(load_recipe_document(earlier_file).loggable())
-    now = flatten(loaded.loggable())
-    changed = {
-        key: (earlier.get(key), now.get(key))
-        for key in {*earlier, *now}
-        if earlier.get(key) != now.get(key) and key != "training.resume"
-    }
-    refused = sorted(key for key in changed if key == "training.seed" or not key.startswith(CHANGEABLE_ON_RESUME))
-    if refused:
-        listed = "; ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in refused)
-        raise ValueError(
-            f"training.resume: the run in {earlier_file.parent} was another one: {listed}; change it back, or use "
-            "another output.dir"
-        )
-    for key in sorted(changed):
-        logger.warning("resuming with a changed %s: was %r, is %r", key, *changed[key])
-
-
 def _build_loop(
     assembly: Assembly, engine: Engine, ranks: Ranks, tracker: Tracker, output_dir: Path, progress: Progress
 ) -> Loop:
@@ -206,22 +138,6 @@ def _build_loop(
         total_steps=total_steps,
         progress=progress,
         meter=meter,
-    )
-
-
-def _score_test(assembly: Assembly, engine: Engine, ranks: Ranks) -> Scores | None:
-    rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw is not None else None
-    if rows is None:
-        return None
-    recipe: Recipe = assembly.recipe
-    return evaluate(
-        engine,
-        rows,
-        assembly.collator,
-        ranks,
-        recipe.task,
-        assembly.labels,
-        recipe.training.per_device_eval_batch_size,
     )
 
 

@@ -1,0 +1,77 @@
+"""What sktune has to know of an architecture, and which ones it refuses: the only place with families' names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+
+# Families whose attention bypasses the attention interface but reads a cache exactly (tested per family).
+CACHE_FAMILIES = frozenset({"bloom", "falcon"})
+# Position comes from the attention mask alone (ALiBi), so there is nothing to shift.
+ALIBI_FAMILIES = frozenset({"bloom"})
+# Positions are numbered in a way nothing in the model tells.
+MISPLACING_FAMILIES = frozenset({"nystromformer"})
+
+
+def check(base: PreTrainedModel) -> bool:
+    """Refuses what cannot be tuned by a text in front; returns whether the model takes position ids.
+
+    Raises:
+        ValueError: naming the family and the reason.
+    """
+    family = base.config.model_type
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise ValueError(f"{family} is an encoder-decoder; sktune tunes decoders and encoders")
+    if family in MISPLACING_FAMILIES:
+        raise ValueError(f"{family} numbers its positions in a way of its own; choose another model")
+    takes_position_ids = "position_ids" in inspect.signature(type(base).forward).parameters
+    if not takes_position_ids and family not in ALIBI_FAMILIES:
+        raise ValueError(
+            f"{family} gives no control over token positions (no `position_ids` argument), "
+            "so a text in front of the input would be misplaced; choose another model"
+        )
+    return takes_position_ids
+
+
+def is_encoder(config: Any) -> bool:
+    """True where every token reads every other (BERT, RoBERTa)."""
+    return not getattr(config, "is_decoder", False) and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def place_of_blocks(base: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that holds the list of transformer blocks, and the list's name in it."""
+    depth = base.config.num_hidden_layers
+    for parent in base.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return parent, name
+    family = base.config.model_type
+    raise ValueError(f"{family}: no list of {depth} blocks found in the model; choose another model")
+
+
+def key_value_width(config: Any) -> int:
+    """Features of one token's keys (and of its values) in one layer: kv_heads * head_dim."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if config.model_type == "falcon":  # its cache holds every head in the newer layout, one in multi-query
+        multi_query = config.multi_query and not config.new_decoder_architecture
+        return int(head_dim) * (1 if multi_query else int(config.num_attention_heads))
+    return int(head_dim) * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def first_position(base: PreTrainedModel) -> int:
+    """Position id of a sequence's first token."""
+    # RoBERTa and its kin number real tokens from padding_idx + 1.
+    positions = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def max_positions(base: PreTrainedModel) -> int | None:
+    """Most tokens the model can tell apart by position; None where there is no such limit."""
+    limit = getattr(base.config, "max_position_embeddings", None)
+    if limit is None or base.config.model_type in ALIBI_FAMILIES:
+        return None
+    return int(limit) - first_position(base)
