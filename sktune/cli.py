@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ _PREDICT_EXAMPLES = """examples:
   sktune predict runs/quickstart --text "Mira Kovan left the Bertal office on Monday ."
   sktune predict runs/sentiment --file sentences.txt
 """
+# How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
 _VALIDATE_EXAMPLES = """examples:
   sktune validate recipes/*.yaml
   sktune validate recipes/llama7b_conll.yaml training.learning_rate=1e-2
@@ -116,6 +119,12 @@ def guarded(command: Any, *arguments: Any) -> int:
             file=sys.stderr,
         )
         return 2
+    except RuntimeError as error:
+        # A rank that died shows in the others as a broken connection; which one it was, its own message says.
+        if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
+            raise
+        print("error: another process of this run ended; its own message is above", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -148,6 +157,7 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     from sktune.recipe import load_recipe_document
 
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the run is ended in order
     ranks = _join(loaded.recipe.distributed.timeout_seconds)
     from sktune.training.run import train
 

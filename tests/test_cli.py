@@ -16,8 +16,6 @@ from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of,
 
 from sktune.cli import main
 
-pytest_plugins = "training_fixtures"
-
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
 

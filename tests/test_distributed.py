@@ -36,7 +36,6 @@ from training_fixtures import (
 from sktune.inference import evaluate_run
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
-pytest_plugins = "training_fixtures"
 pytestmark = pytest.mark.distributed
 
 # -- one trajectory ---------------------------------------------------------------------------------------------
@@ -77,7 +76,8 @@ def test_the_runs_that_are_compared_learn_something(two_ranks: TwoRanks) -> None
         assert all(norm > 0 for (name, _), norm in curve.items() if name == "train/gradient_norm")
 
 
-@pytest.mark.parametrize("bits", BITS)
+# 8-bit is left out: bitsandbytes' own layer keeps its whole matrix beside the parameter that ZeRO-3 shards.
+@pytest.mark.parametrize("bits", [bits for bits in BITS if bits != "int8"])
 def test_zero3_halves_what_a_rank_holds_of_the_backbone(two_ranks: TwoRanks, bits: str) -> None:
     whole = two_ranks.result(f"two-replicas-{bits}")["memory/frozen_bytes"]
     for rank in range(2):

@@ -43,8 +43,6 @@ from training_fixtures import (
 
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
-pytest_plugins = "training_fixtures"
-
 RESUME: Sections = {"training": {"resume": "auto"}}
 
 # -- equal to the uninterrupted run -----------------------------------------------------------------------------

@@ -209,9 +209,7 @@ assert "mlflow" not in sys.modules
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disabled_tracking_keeps_the_record_which_can_be_uploaded_later(
-    start: Start, uri: str, tmp_path: Path
-) -> None:
+def test_disabled_tracking_keeps_the_record_which_can_be_uploaded_later(start: Start, uri: str, tmp_path: Path) -> None:
     run = start(section={"enabled": False})
     run.log_metrics({"train/loss": 1.0}, 5)
     run.finish("FINISHED")
@@ -288,9 +286,7 @@ def test_a_resumed_run_goes_on_without_doubles(start: Start, uri: str, tmp_path:
 def test_a_run_is_resumed_from_another_folder(start: Start, uri: str, tmp_path: Path) -> None:
     first = start()
     first.log_metrics({"train/loss": 1.0}, 10)
-    second = start(
-        run_id=first.run_id, output_dir=tmp_path / "elsewhere", recipe_params={"method": {"name": "lora"}}
-    )
+    second = start(run_id=first.run_id, output_dir=tmp_path / "elsewhere", recipe_params={"method": {"name": "lora"}})
     second.log_metrics({"train/loss": 9.0}, 10)
     second.log_metrics({"train/loss": 0.5}, 20)
     assert history(uri, first.run_id, "train/loss") == [(10, 1.0), (20, 0.5)]
@@ -311,9 +307,7 @@ def test_resuming_a_run_that_the_store_has_lost_uploads_its_whole_record(
     assert "uploaded as a new run" in caplog.text
 
 
-def test_a_run_whose_creation_was_never_answered_is_found_again(
-    start: Start, uri: str, tmp_path: Path
-) -> None:
+def test_a_run_whose_creation_was_never_answered_is_found_again(start: Start, uri: str, tmp_path: Path) -> None:
     first = start()
     first.log_metrics({"train/loss": 1.0}, 1)
     path = tmp_path / "run" / names.STATE_FILE
@@ -337,9 +331,7 @@ def test_a_run_that_is_deleted_meanwhile_does_not_stop_training(
     assert [step for step, _ in history(uri, replay(tmp_path / "run"), "train/loss")] == [1, 2, 3]
 
 
-def test_a_new_run_in_an_old_folder_leaves_the_old_metrics_behind(
-    start: Start, uri: str, tmp_path: Path
-) -> None:
+def test_a_new_run_in_an_old_folder_leaves_the_old_metrics_behind(start: Start, uri: str, tmp_path: Path) -> None:
     start().log_metrics({"train/loss": 1.0}, 10)
     second = start()
     second.log_metrics({"train/loss": 0.5}, 10)
@@ -368,9 +360,7 @@ class Server:
         log = self.database.with_suffix(".log").open("ab")
         # Without the workers for MLflow's own background jobs, which would compete with its start.
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, env=environment
-        )
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -486,9 +476,7 @@ def test_http_defaults_are_short_but_the_users_stay(uri: str, monkeypatch: pytes
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
 
 
-def test_a_first_start_with_sqlite_is_quiet(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], start: Start
-) -> None:
+def test_a_first_start_with_sqlite_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str], start: Start) -> None:
     logging.getLogger("alembic").setLevel(logging.INFO)
     start(section={"tracking_uri": f"sqlite:///{tmp_path}/a/b/mlflow.db"})
     assert (tmp_path / "a" / "b" / "mlflow.db").is_file()

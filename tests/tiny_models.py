@@ -70,9 +70,7 @@ CONFIGS: dict[str, Callable[..., tf.PretrainedConfig]] = {
     ),
     "opt": lambda **more: tf.OPTConfig(**{**_SHAPE, "ffn_dim": 128, "word_embed_proj_dim": WIDTH, **more}),
     "bert": lambda **more: tf.BertConfig(**{**_SHAPE, "intermediate_size": 128, **more}),
-    "roberta": lambda **more: tf.RobertaConfig(
-        **{**_SHAPE, "intermediate_size": 128, "type_vocab_size": 1, **more}
-    ),
+    "roberta": lambda **more: tf.RobertaConfig(**{**_SHAPE, "intermediate_size": 128, "type_vocab_size": 1, **more}),
 }
 ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
@@ -106,9 +104,7 @@ def tiny_network(
     return network.to(dtype).eval()
 
 
-def tiny_backbone(
-    family: str, attention: str = "eager", *, checkpointing: bool = False, **network: Any
-) -> Backbone:
+def tiny_backbone(family: str, attention: str = "eager", *, checkpointing: bool = False, **network: Any) -> Backbone:
     return Backbone(
         tiny_network(family, attention, **network),
         attn_implementation=attention,
@@ -124,9 +120,7 @@ def tiny_tokenizer(encoder: bool = False) -> tf.PreTrainedTokenizerFast:
     raw.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", OPENING), ("</s>", CLOSING)]
     )
-    names = (
-        {"cls_token": "<s>", "sep_token": "</s>"} if encoder else {"bos_token": "<s>", "eos_token": "</s>"}
-    )
+    names = {"cls_token": "<s>", "sep_token": "</s>"} if encoder else {"bos_token": "<s>", "eos_token": "</s>"}
     return tf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", **names)
 
 

@@ -1,6 +1,6 @@
 """What the tests of training share: a tiny saved model, small data files, recipes, and real processes.
 
-A test module asks for it with `pytest_plugins = "training_fixtures"`; the session fixtures are then made once
+`conftest.py` makes it known to every test module; the session fixtures are made once
 for all of them. Everything runs on the CPU, also where there is a GPU, since results are compared exactly.
 """
 

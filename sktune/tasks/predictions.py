@@ -110,6 +110,8 @@ def score(
     assert labels is not None
     if task.name == "causal_lm":
         rows, answers, loss = _choose_candidates(rows, answers, labels)
+        if not rows:  # a trial of few batches may hold no example's candidates in full
+            return Scores({"loss": loss}, [])
     names = [str(row.reference) for row in rows]
     chosen = [max(answers[row.index], key=answers[row.index].get) for row in rows]
     records = [

@@ -34,6 +34,9 @@ class Progress:
     evaluations_without_improvement: int = 0
     real_tokens: int = 0
     train_seconds: float = 0.0
+    unlogged_loss: float = 0.0
+    unlogged_labels: int = 0
+    """Loss and labels since the last log line."""
     run_id: str | None = None
     """MLflow's id of the run, which a resumed run continues."""
     seed: int = 0

@@ -39,8 +39,16 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"distributed.deepspeed: {name} cannot be read as a JSON file: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"distributed.deepspeed: {name}: expected a JSON object at the top")
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        raise ValueError(
+            f"distributed.deepspeed: {name}: zero_optimization.stage must be 1, 2 or 3; "
+            "for no ZeRO write null in the recipe"
+        )
     for section in ("bf16", "fp16"):
         if isinstance(config.get(section), dict) and config[section].get("enabled") not in (False, None):
             raise ValueError(
@@ -82,8 +90,14 @@ def size_deepspeed_config(
                 'write "auto" in the file'
             )
         sized[key] = value
-    sized.pop("train_batch_size", None)
-    zero = sized.setdefault("zero_optimization", {})
+    total = sized.pop("train_batch_size", "auto")
+    per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if total != "auto" and (not isinstance(total, int) or total % per_rank):
+        raise ValueError(
+            f"distributed.deepspeed: train_batch_size is {total} in the file and {per_rank} a rank in the recipe; "
+            'write "auto" in the file'
+        )
+    zero = sized["zero_optimization"]
     block = sum(parameter.numel() for parameter in backbone.blocks[0].parameters())
     # The default bucket of 5e8 is 2 GB of fp32 per rank, for an adapter of a few million parameters (fact 4).
     sizes = {"reduce_bucket_size": max(trainable, 1)}

@@ -6,6 +6,7 @@ world-size-free state, so runs are interchangeable between them.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -94,7 +95,8 @@ class PlainEngine:
             parameter.grad = gradient
         limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        self.optimizer.step()
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
@@ -132,6 +134,11 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks and accumulation steps, the losses it is given are shares of a sum.
         self.scale = ranks.world_size * self.engine.gradient_accumulation_steps()
         self.stage: int = self.engine.zero_optimization_stage()
+        self._replaced: State | None = None
+        if self.stage < 3:
+            # DeepSpeed links the moments of all parameter groups after the first group's first update, when the
+            # others have none yet; made beforehand, they are all there.
+            self._create_moments(steps=0)
 
     def __call__(self, **batch: Any) -> TunedOutput:
         return self.engine(**batch)
@@ -144,6 +151,8 @@ class DeepSpeedEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss * self.scale)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the micro step; only the last one's updates
 
     def step(self) -> float:
         self.engine.step()
@@ -153,8 +162,8 @@ class DeepSpeedEngine:
     def weights(self) -> State:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        if self.stage == 0:
-            return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        if self._replaced is not None:  # ZeRO's fp32 masters still are the trained ones
+            return dict(self._replaced)
         return {name: safe_get_full_fp32_param(p).cpu().clone() for name, p in self.parameters.items()}
 
     def optimizer_state(self) -> State:
@@ -169,16 +178,7 @@ class DeepSpeedEngine:
     def load_optimizer_state(self, state: State, steps: int) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        zero = self.engine.optimizer
-        # AdamW makes its state at the first update; here it must exist before, for each flat partition.
-        partitions = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        for partition in partitions:
-            zero.optimizer.state[partition] = {
-                "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
-            }
-        if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._create_moments(steps)
         for name, p in self.parameters.items():
             for moment in MOMENTS:
                 value = state[f"{moment}/{name}"].to(self.engine.device)
@@ -190,9 +190,24 @@ class DeepSpeedEngine:
                     padded = F.pad(value.flatten(), (0, share * dist.get_world_size() - value.numel()))
                     safe_set_local_optimizer_state(p, padded[share * dist.get_rank() :][:share], moment)
 
+    def _create_moments(self, steps: int) -> None:
+        # AdamW makes its state at the first update; where it is read or set before, it must exist, for each flat
+        # partition.
+        zero = self.engine.optimizer
+        partitions = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for partition in partitions:
+            zero.optimizer.state[partition] = {
+                "step": torch.tensor(float(steps)),
+                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+            }
+        if self.stage < 3:
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
     def load_weights(self, weights: State) -> None:
         import deepspeed
 
+        self._replaced = dict(weights)
         if self.stage == 3:
             self.engine.empty_partition_cache()  # a prefetch of the last pass may still be on its way
         parameters = list(self.parameters.items())

@@ -81,25 +81,24 @@ class Loop:
             disable=None if self.ranks.is_main else True,  # None: no bar where there is no terminal
             unit="step",
         )
-        logged_loss, logged_labels = 0.0, 0
-        while self.progress.step < self.total_steps:
+        while self.progress.step < self.total_steps and not self._stops_early():
             loss_sum, labels, norm, rate = self._step()
-            logged_loss, logged_labels = logged_loss + loss_sum, logged_labels + labels
+            self.progress.unlogged_loss += loss_sum
+            self.progress.unlogged_labels += labels
             step = self.progress.step
             bar.update()
             if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
-                self._log(logged_loss / max(logged_labels, 1), norm, rate)
-                logged_loss, logged_labels = 0.0, 0
-            if self._evaluation_is_due() and self._evaluate_and_compare():
-                logger.info(
-                    "early stopping: no better %s in %d evaluations",
-                    self.metric,
-                    self.progress.evaluations_without_improvement,
-                )
-                break
+                self._log(self.progress.unlogged_loss / max(self.progress.unlogged_labels, 1), norm, rate)
+                self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
+            if self._evaluation_is_due():
+                self._evaluate_and_compare()
             if self.training.save_steps is not None and step % self.training.save_steps == 0:
                 self._save()
         bar.close()
+        if self.progress.step < self.total_steps:
+            logger.info(
+                "stopped early: no better %s in %d evaluations", self.metric, self.training.early_stopping_patience
+            )
         if self._saved_step != self.progress.step:
             self._save()
         if self.progress.best_step not in (None, self.progress.step):
@@ -150,6 +149,11 @@ class Loop:
                     "lengthen the warm-up, or use model.dtype bfloat16 or float32 instead of float16"
                 )
             norm = self.engine.step()
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient became {norm} at step {step + 1} while the loss was finite; the last checkpoint is "
+                    "untouched; lower training.learning_rate, or use model.dtype bfloat16 or float32"
+                )
         self.progress.step += 1
         return loss * labels, labels, norm, rate
 
@@ -187,8 +191,8 @@ class Loop:
         assert self.validation_rows is not None
         return evaluate(self.assembly, self.engine, self.validation_rows, self.ranks, max_batches)
 
-    def _evaluate_and_compare(self) -> bool:
-        """Evaluates, saves, and says whether to stop early; the same on every rank."""
+    def _evaluate_and_compare(self) -> None:
+        """Evaluates, remembers the best, saves."""
         metrics = self._evaluate().metrics
         value, step = metrics[self.metric], self.progress.step
         better = is_better(self.metric, value, self.progress.best_value, self.training.early_stopping_threshold)
@@ -202,8 +206,12 @@ class Loop:
         logger.info("step %d/%d  validation: %s%s", step, self.total_steps, shown, "  (best)" if better else "")
         if better or self.training.save_steps is None:
             self._save()
+
+    def _stops_early(self) -> bool:
+        # The counts come from metrics that every rank works out of the same gathered answers, so this is one
+        # decision; a resumed run that had stopped stays stopped.
         patience = self.training.early_stopping_patience
-        return self.ranks.any(patience is not None and self.progress.evaluations_without_improvement >= patience)
+        return patience is not None and self.progress.evaluations_without_improvement >= patience
 
     def _save(self) -> None:
         if self._saved_step == self.progress.step:

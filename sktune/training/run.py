@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +86,22 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
     except BaseException as error:
         if tracker is not None:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
-            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+            with _without_termination():
+                tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
+
+
+@contextmanager
+def _without_termination() -> Iterator[None]:
+    # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
