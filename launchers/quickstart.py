@@ -1,4 +1,6 @@
-"""The quickstart: head only against SK-Prefix on the embedded model and data, and a table of the two.
+"""The quickstart: what the frozen model knows, and what a text makes of it, in one table.
+
+Head only, SK-Prefix with a text that has nothing to do with the task, and SK-Prefix, on the embedded model and data.
 
 Each run is the real command, `deepspeed --num_gpus 2 launchers/train.py --recipe recipes/quickstart.yaml`; arguments
 given here are passed on as overrides of the recipe (training.max_steps=20).
@@ -20,8 +22,10 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
+UNRELATED = "the wind blew from the north and it rained for most of the day , with some sun in the evening ."
 RUNS = {
     "head only (frozen features)": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
+    "SK-Prefix, unrelated text": [f"method.text={UNRELATED}", "output.dir=runs/quickstart_unrelated_text"],
     "SK-Prefix": ["output.dir=runs/quickstart"],
 }
 
@@ -50,7 +54,7 @@ def run(overrides: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of both runs")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of all runs")
     changes = parser.parse_args().overrides
     summaries: dict[str, dict[str, Any]] = {}
     for name, overrides in RUNS.items():
@@ -69,7 +73,7 @@ def main() -> None:
             f"{summary['wall_seconds']:.0f}",
         )
     Console().print(table)
-    print("both runs in MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    print("all runs in MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
 
 
 if __name__ == "__main__":
