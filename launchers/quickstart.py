@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 UNRELATED = "the wind blew from the north and it rained for most of the day , with some sun in the evening ."
 RUNS = {
-    "head only (frozen features)": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
+    "head only": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
     "SK-Prefix, unrelated text": [f"method.text={UNRELATED}", "output.dir=runs/quickstart_unrelated_text"],
     "SK-Prefix": ["output.dir=runs/quickstart"],
 }
@@ -45,9 +46,11 @@ def run(overrides: list[str]) -> None:
         *("launchers/train.py", "--recipe", "recipes/quickstart.yaml"),
         *overrides,
     ]
-    threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // PROCESSES)), **os.environ}
+    if shutil.which("nvidia-smi") is None:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
     print("$ deepspeed " + " ".join(f"'{part}'" if " " in part else part for part in command[1:]), flush=True)
-    finished = subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)
+    finished = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
 

@@ -30,7 +30,7 @@ _EVALUATE_EXAMPLES = """examples:
   deepspeed --num_gpus 2 launchers/evaluate.py runs/llama7b_conll
 """
 _PREDICT_EXAMPLES = """examples:
-  sktune predict runs/quickstart --text "Mira Kovan left the Bertal office on Monday ."
+  sktune predict runs/quickstart --text "According to Trolka , the singer and the comet are called Penic and Grosev ."
   sktune predict runs/sentiment --file sentences.txt
 """
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
