@@ -18,6 +18,7 @@ from training_fixtures import (
     TOLERANCE,
     TWO_BY_TWO,
     USER_STAGES,
+    VARIANTS,
     Start,
     TwoRanks,
     Workshop,
@@ -54,6 +55,13 @@ def test_every_stage_equals_no_sharding(two_ranks: TwoRanks, bits: str, stage: s
     assert_close_run(
         two_ranks.output(f"two-replicas-{bits}"), two_ranks.output(f"two-{stage_name(stage)}-{bits}"), TOLERANCE[bits]
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_zero3_equals_no_sharding_whatever_else_is_chosen(two_ranks: TwoRanks, variant: str) -> None:
+    tolerance = TOLERANCE["int8"] if "8bit" in variant else TOLERANCE["none"]
+    replicas, shards = two_ranks.output(f"two-replicas-{variant}"), two_ranks.output(f"two-zero3-{variant}")
+    assert_close_run(replicas, shards, tolerance)
 
 
 @pytest.mark.parametrize("stage", USER_STAGES)

@@ -422,6 +422,21 @@ DIVERGING: Sections = {
 }
 
 
+NF4_IN_BF16: Sections = {"quantization": {"load_in_4bit": True}, "model": {"dtype": "bfloat16"}}
+VARIANTS: dict[str, tuple[Sections, ...]] = {
+    "checkpointing": ({"training": {"gradient_checkpointing": True}},),
+    "checkpointing-8bit": ({"training": {"gradient_checkpointing": True}, "quantization": {"load_in_8bit": True}},),
+    "bf16-4bit": (NF4_IN_BF16,),
+    "bf16-4bit-checkpointing": (NF4_IN_BF16, {"training": {"gradient_checkpointing": True}}),
+    "cut-prompt": ({"method": {"name": "sk_prompt", "cut_layer": 1}}, {"quantization": {"load_in_4bit": True}}),
+    "trainable-text": (
+        {"method": {"trainable_text": True, "semantics": "every_step"}},
+        {"training": {"gradient_checkpointing": True}},
+    ),
+}
+"""What else must not change under ZeRO-3: each is trained by replicas and by shards."""
+
+
 def one_rank_runs(workshop: Workshop) -> None:
     """What the runs on two ranks are compared with."""
     for bits, quantization in BITS.items():
@@ -464,6 +479,9 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
         own: Sections = {"distributed": {"deepspeed": str(file)}}
         add(f"user{stage_number}", TWO_BY_TWO, own)
         add(f"user{stage_number}-resumed", TWO_BY_TWO, own, resume, cut=(f"user{stage_number}", 4))
+    for variant, changes in VARIANTS.items():
+        for stage in ("zero3", None):
+            add(f"two-{stage_name(stage)}-{variant}", *changes, TWO_BY_TWO, {"distributed": {"deepspeed": stage}})
     add("two-early", EARLY, TWO_BY_TWO)
     add("two-diverging", TWO_BY_TWO, DIVERGING)
     add("two-long", TWO_BY_TWO, LONG)
