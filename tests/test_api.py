@@ -21,7 +21,7 @@ from sktune.embedded import resolve
 from sktune.tasks import TunedModel
 
 MODEL = resolve("embedded:llama")
-TEXT = "is the text good or bad ?"
+TEXT = "is the sentence positive or negative ?"
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +59,15 @@ def test_a_plain_loop_learns_and_leaves_the_backbone_alone(tokenizer, sentiment,
     tuned = attached(tokenizer, config)
     before = {name: p.clone() for name, p in tuned.backbone.named_parameters()}
     collate = DataCollatorWithPadding(tokenizer)
-    optimizer = torch.optim.AdamW(tuned.trainable_parameters().values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(tuned.trainable_parameters().values(), lr=3e-3)
     losses = []
-    for start in list(range(0, 320, 16)) * 2:
+    for start in list(range(0, 320, 16)) * 4:
         output = tuned(**collate(sentiment[start : start + 16]))
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(output.loss.item())
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
     assert all(torch.equal(before[name], p) for name, p in tuned.backbone.named_parameters())
 
 
