@@ -30,7 +30,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "real_data.json"
-KEPT = ("test/", "validation/", "steps", "best_step", "trainable_parameters", "all_parameters", "memory/frozen_bytes")
+KEPT = ("test/", "validation/", "steps", "trainable_parameters", "all_parameters")
 
 TOKENS = {"task": {"name": "token_classification"}}
 DATASETS: dict[str, dict[str, Any]] = {
