@@ -88,7 +88,7 @@ def write(tmp_path: Path) -> Write:
 def test_a_recipe_file_loads_with_defaults(write: Write) -> None:
     recipe = load_recipe(write(YAML))
     assert recipe.method.name == "sk_prefix"
-    assert recipe.training.learning_rate == 5e-3
+    assert recipe.training.learning_rate == 3e-3
     assert recipe.quantization.bits is None
     assert recipe == parse_recipe(PLAIN)
 
@@ -181,7 +181,7 @@ def test_a_secret_stays_out_of_messages_and_logs(write: Write, monkeypatch: pyte
     assert loaded.recipe.tracking.tracking_uri == "https://s3cret@host"
     assert loaded.as_written["tracking"]["tracking_uri"] == "https://${TOKEN}@host"
     assert loaded.loggable()["tracking"]["tags"] == {"team": "${TOKEN}"}
-    assert loaded.loggable()["training"]["learning_rate"] == 5e-3
+    assert loaded.loggable()["training"]["learning_rate"] == 3e-3
     assert "s3cret" not in str(loaded.loggable())
     for field in (
         "model.dtype",
@@ -260,7 +260,7 @@ def test_all_errors_come_at_once_with_place_value_range_and_cure(write: Write) -
         "did you mean training.learning_rate?",
         "run.yaml:14: training.learning_rate = -1",
         "allowed: a number, > 0",
-        "default (0.005)",
+        "default (0.003)",
         'run.yaml:15: training.max_steps = "many"',
         "run.yaml:16: training.lr = 2",
         "run.yaml:18: quantization.bnb_4bit_quant_type",
