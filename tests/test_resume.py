@@ -249,6 +249,12 @@ def test_save_steps_and_evaluation_are_independent(workshop: Workshop) -> None:
     assert set(kept) <= {3, 4, 6, 8}
 
 
+def test_without_validation_every_epoch_leaves_a_checkpoint(workshop: Workshop) -> None:
+    blind: Sections = {"data": {"validation": None, "max_train_samples": 12}, "training": {"eval_steps": ...}}
+    workshop.train("blind", blind)  # 3 steps an epoch, 8 in all
+    assert list_checkpoints(workshop.output("blind")) == [3, 6, 8]
+
+
 def test_an_unfinished_checkpoint_is_ignored(workshop: Workshop) -> None:
     workshop.train("whole")
     cut_back(workshop.output("whole"), 4, workshop.output("parts"))

@@ -167,7 +167,9 @@ class TrainingSection(Section):
     warmup_steps: int | None = Field(None, ge=0, description="Overrides warmup_ratio.")
     gradient_checkpointing: bool = False
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every N steps; null: at each epoch's end.")
-    save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; null: at each evaluation.")
+    save_steps: int | None = Field(
+        None, ge=1, description="Checkpoint every N steps; null: at each evaluation, or each epoch."
+    )
     save_total_limit: int = Field(2, ge=1, description="Checkpoints kept besides the best one.")
     logging_steps: int = Field(10, ge=1)
     metric_for_best_model: str | None = Field(None, description="null: the task's main metric.")

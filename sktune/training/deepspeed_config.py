@@ -49,6 +49,11 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
             f"distributed.deepspeed: {name}: zero_optimization.stage must be 1, 2 or 3; "
             "for no ZeRO write null in the recipe"
         )
+    if zero.get("compute_grad_norm", True) is False:
+        raise ValueError(
+            f"distributed.deepspeed: {name}: remove zero_optimization.compute_grad_norm; the norm is what stops a run "
+            "whose gradient is no number"
+        )
     for section in ("bf16", "fp16"):
         if isinstance(config.get(section), dict) and config[section].get("enabled") not in (False, None):
             raise ValueError(

@@ -92,7 +92,7 @@ class Loop:
                 self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
             if self._evaluation_is_due():
                 self._evaluate_and_compare()
-            if self.training.save_steps is not None and step % self.training.save_steps == 0:
+            if self._checkpoint_is_due():
                 self._save()
         bar.close()
         if self.progress.step < self.total_steps:
@@ -186,6 +186,11 @@ class Loop:
             return False
         every = self.training.eval_steps or self.batches.steps_per_epoch
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.training.save_steps is not None:
+            return self.progress.step % self.training.save_steps == 0
+        return self.validation_rows is None and self.progress.step % self.batches.steps_per_epoch == 0
 
     def _evaluate(self, max_batches: int | None = None) -> Scores:
         assert self.validation_rows is not None
