@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-PROCESSES = 2
 UNRELATED = "the wind blew from the north and it rained for most of the day , with some sun in the evening ."
 RUNS = {
     "head only": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
@@ -38,16 +37,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def gpu_count() -> int:
+    """NVIDIA GPUs of this machine, 0 where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
 def run(overrides: list[str]) -> None:
     """One training run in its own processes; ends the quickstart where it fails."""
+    gpus = gpu_count()
+    processes = min(2, gpus) or 2  # without a GPU: two processes on the CPU
     command = [
         str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_gpus", str(PROCESSES), "--master_port", str(free_port()), "--log_level", "warning"),
+        *("--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "warning"),
         *("launchers/train.py", "--recipe", "recipes/quickstart.yaml"),
         *overrides,
     ]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // PROCESSES)), **os.environ}
-    if shutil.which("nvidia-smi") is None:
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    if gpus == 0:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     print("$ deepspeed " + " ".join(f"'{part}'" if " " in part else part for part in command[1:]), flush=True)
     finished = subprocess.run(command, cwd=ROOT, env=environment, check=False)
