@@ -123,7 +123,8 @@ def guarded(command: Any, *arguments: Any) -> int:
         # A rank that died shows in the others as a broken connection; which one it was, its own message says.
         if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
             raise
-        print("error: another process of this run ended; its own message is above", file=sys.stderr)
+        detail = str(error).splitlines()[0]
+        print(f"error: another process of this run ended or is silent; see its own message ({detail})", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
