@@ -551,6 +551,11 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "distributed.deepspeed",
         changed({"distributed": {"deepspeed": None}}),
     ),
+    "sharding_is_up_to_zero3": (
+        changed({"distributed": {"deepspeed": "zero2", "shard_backbone": True}}),
+        "distributed.shard_backbone",
+        changed({"distributed": {"deepspeed": "zero3", "shard_backbone": "auto"}}),
+    ),
     "output_has_a_name": (
         changed({"output": {"dir": " "}}),
         "output.dir",
@@ -588,6 +593,24 @@ def test_every_evaluation_option_needs_validation_data() -> None:
     training = {"eval_steps": 5, "early_stopping_patience": 1, "metric_for_best_model": "f1"}
     problems = problems_of(changed({"training": training, "data": {"validation": None}}))
     assert set(problems) == {f"training.{key}" for key in training}
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "choice", "words"),
+    [
+        ("zero2", False, "would do nothing"),
+        ("zero2", "auto", "would do nothing"),
+        (None, True, "cannot be true"),
+        (None, False, "would do nothing"),
+        ("zero3_offload", False, "cannot be false"),
+        ("zero3_offload", "auto", "cannot be auto"),
+        ("zero3", "maybe", "must be"),
+    ],
+)
+def test_sharding_the_backbone_is_up_to_zero3(deepspeed: str | None, choice: Any, words: str) -> None:
+    distributed = {"deepspeed": deepspeed, "shard_backbone": choice}
+    assert words in problems_of(changed({"distributed": distributed}))["distributed.shard_backbone"]
+    parse_recipe(changed({"distributed": {"deepspeed": deepspeed}}))
 
 
 def test_a_deepspeed_file_must_exist(tmp_path: Path) -> None:

@@ -37,13 +37,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ONE_RANK = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
 BITS: dict[str, dict[str, Any]] = {
     "none": {},
-    # Threshold 0: each token is rounded by itself, whatever stands beside it in the batch.
-    "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
+    "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True},
 }
-TOLERANCE = {"none": 1e-5, "nf4": 1e-5, "int8": 5e-3}
-"""Relative, between runs that sum in another order: one float32 rounding can push an activation over the edge
-of an int8 step, and then a whole 127th of its row's maximum is what differs."""
 
 # -- data -------------------------------------------------------------------------------------------------------
 
@@ -283,9 +279,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def deepspeed_command(script: Path, *arguments: str | Path) -> list[str]:
+def deepspeed_command(script: Path, *arguments: str | Path, ranks: int = 2) -> list[str]:
     """`deepspeed --num_gpus 2 SCRIPT ...`."""
-    launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
+    launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     return [sys.executable, *launcher, str(script), *map(str, arguments)]
 
 
@@ -401,6 +397,8 @@ def stage_name(stage: str | None) -> str:
 
 
 TWO_BY_TWO: Sections = {"training": {"per_device_train_batch_size": 2}}
+SIX: Sections = {"training": {"per_device_train_batch_size": 2}}
+"""A global batch of six on three ranks."""
 EARLY: Sections = {
     # No F1 is better than another by 2, so the first evaluation stays the best one.
     "training": {"max_steps": 30, "eval_steps": 2, "early_stopping_patience": 2, "early_stopping_threshold": 2.0}
@@ -423,11 +421,25 @@ DIVERGING: Sections = {
 
 
 NF4_IN_BF16: Sections = {"quantization": {"load_in_4bit": True}, "model": {"dtype": "bfloat16"}}
+METHOD_SECTIONS: dict[str, Sections] = {
+    "sk_prefix": {},
+    "sk_prompt": {"method": {"name": "sk_prompt"}},
+    "head_only": {"method": {"name": "head_only", "text": ..., "rank": ...}},
+}
+SINGLE_QUANTIZATION = {"bnb_4bit_use_double_quant": False}
 VARIANTS: dict[str, tuple[Sections, ...]] = {
-    "checkpointing": ({"training": {"gradient_checkpointing": True}},),
-    "checkpointing-8bit": ({"training": {"gradient_checkpointing": True}, "quantization": {"load_in_8bit": True}},),
+    **{
+        f"{method}-{bits}{'-checkpointing' if checkpointing else ''}": (
+            METHOD_SECTIONS[method],
+            {"quantization": quantization, "training": {"gradient_checkpointing": checkpointing}},
+        )
+        for method in METHOD_SECTIONS
+        for bits, quantization in BITS.items()
+        for checkpointing in (False, True)
+    },
     "bf16-4bit": (NF4_IN_BF16,),
     "bf16-4bit-checkpointing": (NF4_IN_BF16, {"training": {"gradient_checkpointing": True}}),
+    "fp4-single": ({"quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", **SINGLE_QUANTIZATION}},),
     "cut-prompt": ({"method": {"name": "sk_prompt", "cut_layer": 1}}, {"quantization": {"load_in_4bit": True}}),
     "trainable-text": (
         {"method": {"trainable_text": True, "semantics": "every_step"}},
@@ -443,6 +455,8 @@ def one_rank_runs(workshop: Workshop) -> None:
         workshop.train(f"one-4x1-{bits}", {"quantization": quantization})
         shape = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
         workshop.train(f"one-1x4-{bits}", {"quantization": quantization, "training": shape})
+        six = {"per_device_train_batch_size": 6}
+        workshop.train(f"one-six-{bits}", {"quantization": quantization, "training": six})
     for task in ("regression", "words"):
         workshop.train(f"one-{task}", TASKS[task])
     workshop.train("one-early", EARLY)
@@ -470,6 +484,9 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
         shape = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
         add(f"two-1x2-{bits}", sections, {"training": shape})
         add(f"grown-{bits}", sections, resume, cut=(f"one-4x1-{bits}", 4))
+        add(f"two-six-{bits}", sections, {"training": {"per_device_train_batch_size": 3}})
+    for choice in (False, "auto"):
+        add(f"two-shards-{str(choice).lower()}", NF4_IN_BF16, TWO_BY_TWO, {"distributed": {"shard_backbone": choice}})
     for stage_number in USER_STAGES:
         file = workshop.folder / f"user{stage_number}.json"
         zero = {"stage": stage_number, "reduce_bucket_size": "auto"}
@@ -491,8 +508,16 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
     return jobs
 
 
+def three_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
+    """Jobs for as many ranks as neither the rows nor most of the weights can be divided by."""
+    return [
+        {"name": f"three-{bits}", "recipe": str(workshop.write(f"three-{bits}", SIX, {"quantization": quantization}))}
+        for bits, quantization in BITS.items()
+    ]
+
+
 @dataclass(frozen=True)
-class TwoRanks:
+class SeveralRanks:
     """Results of the jobs: of each rank, by job name, what `train` returned (`result`) or raised (`error`)."""
 
     workshop: Workshop
@@ -511,34 +536,42 @@ class TwoRanks:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(shared_workshop: Workshop) -> TwoRanks:
-    """One-rank runs in this process, then many runs on two ranks, started once by `deepspeed`.
-
-    A job that fails ends its launch; the jobs after it get another one.
-    """
+def two_ranks(shared_workshop: Workshop) -> SeveralRanks:
+    """One-rank runs in this process, then many runs on two ranks, started once by `deepspeed`."""
     one_rank_runs(shared_workshop)
-    jobs = two_rank_jobs(shared_workshop)
-    results: list[dict[str, dict[str, Any]]] = [{}, {}]
+    return run_jobs(shared_workshop, two_rank_jobs(shared_workshop), 2)
+
+
+@pytest.fixture(scope="session")
+def three_ranks(shared_workshop: Workshop) -> SeveralRanks:
+    """Some runs on three ranks."""
+    return run_jobs(shared_workshop, three_rank_jobs(shared_workshop), 3)
+
+
+def run_jobs(workshop: Workshop, jobs: list[dict[str, Any]], ranks: int) -> SeveralRanks:
+    """Runs jobs one after the other in one launch; one that fails ends it, and the jobs after it get another."""
+    results: list[dict[str, dict[str, Any]]] = [{} for _ in range(ranks)]
     launches = 0
     while jobs:
         launches += 1
-        file = shared_workshop.folder / f"jobs{launches}.json"
+        file = workshop.folder / f"jobs{ranks}-{launches}.json"
         file.write_text(json.dumps(jobs), encoding="utf-8")
-        command = deepspeed_command(ROOT / "tests" / "train_several.py", file)
+        command = deepspeed_command(ROOT / "tests" / "train_several.py", file, ranks=ranks)
         running = _start(command, file.with_suffix(".log"))
         running.wait(400)
-        for rank in range(2):
+        for rank in range(ranks):
             written = file.with_suffix(f".rank{rank}.json")
             results[rank] |= json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-        finished = [job["name"] in results[0] and job["name"] in results[1] for job in jobs]
+        finished = [all(job["name"] in result for result in results) for job in jobs]
         if running.process.returncode:
             # The last one begun, which not every rank may have reported.
             failed = finished.index(False) if False in finished else len(jobs) - 1
-            begun = max((i for i, job in enumerate(jobs) if job["name"] in results[0] | results[1]), default=failed)
+            reported = {name for result in results for name in result}
+            begun = max((i for i, job in enumerate(jobs) if job["name"] in reported), default=failed)
             failed = min(failed, begun)
-            for rank in range(2):
-                results[rank].setdefault(jobs[failed]["name"], {"error": running.output()[-3000:]})
+            for result in results:
+                result.setdefault(jobs[failed]["name"], {"error": running.output()[-3000:]})
             finished = [i <= failed for i in range(len(jobs))]
         assert any(finished), running.output()[-5000:]
         jobs = [job for job, done in zip(jobs, finished, strict=True) if not done]
-    return TwoRanks(shared_workshop, results)
+    return SeveralRanks(workshop, results)

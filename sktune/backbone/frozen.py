@@ -50,6 +50,11 @@ class Backbone(nn.Module):
         self.attn_implementation = attn_implementation
         self._takes_position_ids = architecture.check(self.base)
         model.requires_grad_(False)
+        for module in model.modules():
+            # A stock Linear4bit of a model the caller loaded: on CPUs with AVX512-BF16 it repacks its weight during
+            # one gradient-free pass, and every later gradient through it is silently wrong (design fact 12).
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a plain flag, not a submodule
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             for block in self.blocks:

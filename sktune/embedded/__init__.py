@@ -34,3 +34,8 @@ def resolve(name: str) -> Path:
             f"{name!r} should be in {folder}, which does not exist; rebuild it with `python -m sktune.embedded.build`"
         )
     return folder
+
+
+def model_location(name: str) -> str:
+    """A folder for `embedded:` names; hub ids and folders as they are."""
+    return str(resolve(name)) if is_embedded(name) else name

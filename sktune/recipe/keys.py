@@ -87,7 +87,7 @@ def allowed_in(info: FieldInfo) -> str:
 def _type_in_words(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
-        return ", ".join(map(str, get_args(annotation)))
+        return ", ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in get_args(annotation))
     if origin in (Union, UnionType):
         return " or ".join(_type_in_words(member) for member in get_args(annotation))
     return _TYPE_NAMES.get(origin or annotation, str(annotation))

@@ -190,6 +190,11 @@ class DistributedSection(Section):
         "zero3",
         description="zero3, zero3_offload, zero2, a DeepSpeed JSON file, or null for none (every rank its own copy).",
     )
+    shard_backbone: Literal[True, False, "auto"] = Field(
+        True,
+        description="With zero3: true shares the frozen model among the ranks, false gives each rank its own copy, "
+        "auto copies where it fits (no weights to gather) and shares where it does not.",
+    )
     timeout_seconds: int = Field(1800, ge=10, description="A collective that waits longer ends the run with a message.")
 
 

@@ -84,7 +84,8 @@ def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Proble
     elif info.is_required():
         cure = info.description or "give a value that is allowed."
     else:
-        default = "null" if info.default is None else info.default
+        default = str(info.default).lower() if isinstance(info.default, bool) else info.default
+        default = "null" if default is None else default
         cure = f"give a value that is allowed, or leave it out for the default ({default})."
     return Problem(dotted, message, allowed_in(info), cure)
 

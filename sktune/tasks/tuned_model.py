@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from sktune.backbone import Backbone
+from sktune.backbone.quantized import FrozenLinear
 from sktune.methods import Method
 from sktune.recipe.schema import TaskSection
 from sktune.tasks.heads import IGNORED, SequenceHead, TokenClassificationHead
@@ -68,8 +69,14 @@ class TunedModel(nn.Module):
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
+        packed: dict[int, int] = {}
+        for module in self.backbone.modules():
+            if isinstance(module, FrozenLinear):
+                packed |= {id(p): 0 for p in module.parameters()} | {id(module.weight): module.weight_elements}
+                if module.bias is not None:
+                    packed[id(module.bias)] = module.out_features
         trainable = sum(_logical_size(p) for p in self.parameters() if p.requires_grad)
-        return trainable, sum(_logical_size(p) for p in self.parameters())
+        return trainable, sum(packed.get(id(p), _logical_size(p)) for p in self.parameters())
 
     def forward(
         self,

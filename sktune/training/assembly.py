@@ -20,7 +20,9 @@ from sktune.methods import build_method
 from sktune.recipe import LoadedRecipe, Recipe
 from sktune.tasks import TunedModel, build_head
 from sktune.training.engine import State
+from sktune.training.placement import placement_for
 from sktune.training.ranks import Ranks
+from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Assembly:
     labels: tuple[str, ...] | None
     collator: Collator
     raw: RawSplits | None
+    sharding: Sharding
 
     def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
@@ -84,13 +87,14 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
+    sharding = decide_sharding(recipe, ranks)
     backbone = load_backbone(
         recipe.model,
         recipe.quantization,
         language_model=recipe.task.name == "causal_lm",
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         visible_prefix=recipe.method.name == "sk_prefix",
-        device=ranks.device,
+        placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer)
@@ -99,7 +103,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     _check_positions(recipe, backbone, method.prompt_length())
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
-    return Assembly(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw)
+    return Assembly(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding)
 
 
 def _check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:

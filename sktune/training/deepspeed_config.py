@@ -103,7 +103,8 @@ def size_deepspeed_config(
             'write "auto" in the file'
         )
     zero = sized["zero_optimization"]
-    block = sum(parameter.numel() for parameter in backbone.blocks[0].parameters())
+    # Of a parameter that is partitioned already, `numel` is 0 and ZeRO knows the whole.
+    block = sum(int(getattr(p, "ds_numel", p.numel())) for p in backbone.blocks[0].parameters())
     # The default bucket of 5e8 is 2 GB of fp32 per rank, for an adapter of a few million parameters (fact 4).
     sizes = {"reduce_bucket_size": max(trainable, 1)}
     if zero.get("stage") == 3:
@@ -111,7 +112,8 @@ def size_deepspeed_config(
             "stage3_prefetch_bucket_size": block,
             "stage3_param_persistence_threshold": 10 * backbone.hidden_size,
             "stage3_max_live_parameters": 2 * block,
-            "stage3_max_reuse_distance": 2 * block,
+            # What is used again sooner than this stays gathered; of a whole block, more than a layer would.
+            "stage3_max_reuse_distance": block,
         }
     elif zero.get("stage") == 2:
         sizes["allgather_bucket_size"] = -(-trainable // 1024) * 1024  # it must be a multiple of the rank alignment

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,28 +75,10 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 def frozen_bytes(backbone: nn.Module) -> int:
     """Bytes of the backbone that this rank holds at rest: shards or whole tensors, packed weights and scales."""
-    storages: dict[int, int] = {}
-
-    def count(tensor: Any) -> None:
-        if isinstance(tensor, torch.Tensor) and tensor.numel():
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-
-    for parameter in backbone.parameters():
-        quantization = getattr(parameter, "quant_state", None)
-        nested = getattr(quantization, "state2", None)
-        for tensor in (
-            parameter.data,
-            getattr(parameter, "ds_tensor", None),
-            *(getattr(state, name, None) for state in (quantization, nested) for name in ("absmax", "code")),
-        ):
-            count(tensor)
-    for module in backbone.modules():
-        for holder in (
-            getattr(module, "weight", None),
-            getattr(module, "state", None),
-        ):  # 8-bit codes and scales
-            count(getattr(holder, "CB", None))
-            count(getattr(holder, "SCB", None))
-    for buffer in backbone.buffers():
-        count(buffer)
+    tensors = [tensor for p in backbone.parameters() for tensor in (p.data, getattr(p, "ds_tensor", None))]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*tensors, *backbone.buffers())
+        if tensor is not None and tensor.numel()
+    }
     return sum(storages.values())

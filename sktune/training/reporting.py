@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sktune.backbone.quantized import FrozenLinear
 from sktune.recipe import Recipe
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
@@ -62,20 +63,32 @@ def decisions(
         f"accumulation x {ranks.world_size} ranks = {loop.batches.global_batch_size}; "
         f"{loop.total_steps} steps, {loop.batches.steps_per_epoch} an epoch"
     )
-    if ds_config is not None:
-        stage = ds_config["zero_optimization"].get("stage", 0)
-        what = "backbone and optimizer sharded" if stage == 3 else "backbone replicated, optimizer sharded"
-        yield f"DeepSpeed: {recipe.distributed.deepspeed} (ZeRO-{stage}: {what}) over {ranks.world_size} ranks"
-    elif recipe.distributed.deepspeed is not None:
-        yield (
-            f"DeepSpeed: not used, since one process was started directly; for {recipe.distributed.deepspeed} start it "
-            "with `deepspeed --num_gpus N launchers/train.py --recipe ...`"
-        )
-    else:
-        yield f"DeepSpeed: not used, as the recipe says; {ranks.world_size} replica(s) sum the adapter's gradient"
+    engine = "none" if ds_config is None else f"ZeRO-{ds_config['zero_optimization']['stage']}"
+    yield f"DeepSpeed: {engine} on {ranks.world_size} rank(s): {loop.assembly.sharding.reason}"
+    yield from quantization_decisions(loop.assembly, ranks)
     yield (f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation")
     if checkpoint is not None:
         yield f"resuming from {checkpoint}"
+
+
+def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:
+    """How much of the backbone is packed, and how it is multiplied."""
+    linears = [module for module in assembly.model.backbone.modules() if isinstance(module, FrozenLinear)]
+    if not linears:
+        return
+    recipe = assembly.recipe
+    packed = sum(linear.weight_elements for linear in linears)
+    trainable, total = assembly.model.parameter_counts()
+    share = 100 * packed / (total - trainable)
+    yield (
+        f"quantized: {len(linears)} linear layers, {packed:,} numbers in {recipe.quantization.bits} bits "
+        f"({share:.1f}% of the backbone); the rest is {recipe.model.dtype}"
+    )
+    if recipe.quantization.load_in_8bit and ranks.device.type != "cuda":
+        yield (
+            "8-bit products: weights are dequantized and inputs keep their precision; LLM.int8 and its "
+            "llm_int8_threshold are for GPUs"
+        )
 
 
 def log_results(

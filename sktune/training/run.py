@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sktune.recipe import DEEPSPEED_PRESETS, LoadedRecipe
+from sktune.recipe import LoadedRecipe
 from sktune.tasks import put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
-from sktune.training.deepspeed_config import read_deepspeed_config, size_deepspeed_config
+from sktune.training.deepspeed_config import size_deepspeed_config
 from sktune.training.engine import DeepSpeedEngine, Engine, PlainEngine
 from sktune.training.evaluation import evaluate
 from sktune.training.loop import Loop, plan_steps
@@ -109,13 +109,15 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
     recipe = assembly.recipe
     parameters = assembly.model.trainable_parameters()
     optimizer = build_optimizer(parameters, recipe.training)
-    name = recipe.distributed.deepspeed
-    if name is None or not ranks.launched:
-        assembly.model.to(ranks.device)
+    for part in assembly.model.children():
+        if part is not assembly.model.backbone:  # it is there already, whole or in shares
+            part.to(ranks.device)
+    sharding = assembly.sharding
+    if sharding.config is None:
         return PlainEngine(assembly.model, optimizer, recipe.training.max_grad_norm, ranks), None
     config = size_deepspeed_config(
-        read_deepspeed_config(name),
-        shipped=name in DEEPSPEED_PRESETS,
+        sharding.config,
+        shipped=sharding.shipped,
         training=recipe.training,
         backbone=assembly.model.backbone,
         trainable=sum(p.numel() for p in parameters.values()),

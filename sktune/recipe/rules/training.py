@@ -82,6 +82,30 @@ def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator
         )
 
 
+def sharding_is_up_to_zero3(distributed: DistributedSection) -> Iterator[Problem]:
+    """`shard_backbone` speaks of ZeRO-3, the only stage that shards what is frozen."""
+    choice, name = distributed.shard_backbone, distributed.deepspeed
+    if name is None or name == "zero2":
+        if choice is True and "shard_backbone" in distributed.model_fields_set:
+            yield Problem(
+                "distributed.shard_backbone",
+                f"cannot be true with distributed.deepspeed: {name or 'null'}, which copies the model to every rank",
+                "true, false or auto with deepspeed: zero3",
+                "set distributed.deepspeed: zero3, or leave shard_backbone out.",
+            )
+        elif choice is not True:
+            why = f"distributed.deepspeed: {name or 'null'} copies the model to every rank anyway"
+            yield from idle("distributed", distributed, ("shard_backbone",), why, "set distributed.deepspeed: zero3.")
+    elif name != "zero3" and choice is not True:
+        yield Problem(
+            "distributed.shard_backbone",
+            f"cannot be {str(choice).lower()} with distributed.deepspeed: {name}",
+            "false and auto with deepspeed: zero3; true",
+            "set distributed.deepspeed: zero3 (shards that are offloaded are shards; a file of your own says its "
+            "stage itself), or shard_backbone: true.",
+        )
+
+
 def output_has_a_name(output: OutputSection) -> Iterator[Problem]:
     if not output.dir.strip():
         yield Problem("output.dir", "is blank", "a folder for this run", "for example `dir: runs/my_run`.")
@@ -104,6 +128,7 @@ RULES = (
     warmup_fits_into_training,
     head_rate_needs_a_head,
     deepspeed_is_a_preset_or_a_file,
+    sharding_is_up_to_zero3,
     output_has_a_name,
     resume_keeps_what_is_there,
 )

@@ -1,0 +1,101 @@
+"""The model without its weights: the right modules and shapes, every parameter on the meta device.
+
+The loader fills it tensor by tensor, and the plan counts its bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sktune.backbone.checkpoint_files import not_loadable
+from sktune.backbone.quantized import replace_linears
+from sktune.embedded import model_location
+from sktune.recipe.schema import ModelSection, QuantizationSection
+
+
+def read_config(model: ModelSection) -> PretrainedConfig:
+    """The architecture of the model that the recipe names.
+
+    Raises:
+        ValueError: where there is none, or sktune cannot tune such a model, or its weights are already quantized.
+    """
+    location = model_location(model.name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(
+            location, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        if getattr(config, "is_encoder_decoder", False):
+            raise TypeError(f"{config.model_type} is an encoder-decoder")
+    except Exception as error:
+        raise ValueError(not_loadable(model.name_or_path, error)) from error
+    done = getattr(config, "quantization_config", None)
+    if done is not None:
+        method = done.get("quant_method") if isinstance(done, dict) else getattr(done, "quant_method", None)
+        raise ValueError(
+            f"model.name_or_path: the weights of {model.name_or_path!r} are already quantized ({method or 'unknown'}); "
+            "give the original 16- or 32-bit weights, and set quantization.load_in_4bit or load_in_8bit"
+        )
+    return config
+
+
+def model_class(config: PretrainedConfig, language_model: bool) -> Any:
+    """The transformers class of a configuration, with or without the language model's head.
+
+    Raises:
+        ValueError: where transformers has none.
+    """
+    auto_class = AutoModelForCausalLM if language_model else AutoModel
+    try:
+        found = auto_class._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(
+            f"model.name_or_path: transformers has no {auto_class.__name__.removeprefix('Auto')} for "
+            f"{config.model_type}; choose another model" + (" or another task" if language_model else "")
+        ) from None
+    return found[0] if isinstance(found, tuple) else found
+
+
+def build_skeleton(
+    model: ModelSection,
+    quantization: QuantizationSection | None,
+    config: PretrainedConfig,
+    *,
+    language_model: bool,
+    attn_implementation: str,
+) -> PreTrainedModel:
+    """The model with its linear layers already replaced by frozen ones; nothing of its weights is allocated.
+
+    Args:
+        model: dtype, and whether code of the model's repository may run.
+        quantization: bits and options; None or no bits keeps `model.dtype`.
+        config: from `read_config`; left as it is.
+        language_model: with the language model's head.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`.
+
+    Returns:
+        Parameters on the meta device, in model.dtype or packed; buffers on the CPU and computed.
+
+    Raises:
+        ValueError: for an architecture or a quantization that cannot be.
+    """
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    auto_class: Any = AutoModelForCausalLM if language_model else AutoModel
+    arguments: dict[str, Any] = {"trust_remote_code": model.trust_remote_code} if model.trust_remote_code else {}
+    if "add_pooling_layer" in inspect.signature(model_class(config, language_model).__init__).parameters:
+        arguments["add_pooling_layer"] = False  # never used
+    # Buffers are computed for real: most are not in the checkpoint (rotary frequencies, masks).
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        network: PreTrainedModel = auto_class.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation, **arguments
+        )
+    network.tie_weights()  # the context above parts tied parameters
+    if quantization is not None and quantization.bits is not None:
+        replace_linears(network, quantization, dtype)
+    return network.eval()

@@ -1,0 +1,106 @@
+"""Loading tensor by tensor: read, quantized and handed to its place before the next one is touched.
+
+No rank, and no host, ever holds the model: one rank holds a packed tensor and the chunk that is being quantized, the
+others the packed tensor, and each keeps its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from sktune.backbone.checkpoint_files import Checkpoint, find_weights
+from sktune.backbone.placement import Placement
+from sktune.backbone.quantized import FrozenLinear
+from sktune.backbone.weight_names import match_weights
+from sktune.recipe.schema import ModelSection
+
+CHUNK_ELEMENTS = 2**20
+"""Numbers quantized at once: what a chunk and its temporaries take is some megabytes, whatever the layer's size."""
+
+
+def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Placement) -> None:
+    """Fills a skeleton with the weights of its checkpoint; collective.
+
+    Args:
+        network: from `build_skeleton`; its parameters are replaced by real, frozen ones.
+        model: names the checkpoint, and the dtype weights are cast to before they are quantized.
+        placement: which rank reads, and where the tensors go.
+
+    Raises:
+        ValueError: on all ranks, before anything is loaded: for files that are missing or truncated, and for tensors
+            that are missing, already quantized or of another shape, by name.
+    """
+    reader, problem = None, None
+    if placement.reads:
+        try:
+            reader = _Reader(network, model, placement.device)
+        except ValueError as error:
+            problem = str(error)
+    problem = placement.agree(problem)
+    if problem is not None:
+        raise ValueError(problem)
+    placed: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    for module_name, module in network.named_modules():
+        packed = reader.pack(module, module_name) if reader and isinstance(module, FrozenLinear) else {}
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if id(empty) not in placed:
+                value = packed.pop(name, None)
+                if value is None and reader is not None:
+                    value = reader.read(f"{module_name}.{name}".lstrip("."), empty.dtype)
+                placed[id(empty)] = empty, placement.parameter(_or_empty(value, empty, placement.device))
+                del value
+            setattr(module, name, placed[id(empty)][1])  # tied ones are one parameter again
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, placement.buffer(_or_empty(packed.pop(name, None), buffer, placement.device)))
+            elif name in module._non_persistent_buffers_set:
+                setattr(module, name, buffer.to(placement.device))
+            else:
+                value = reader.read(f"{module_name}.{name}".lstrip("."), buffer.dtype, buffer) if reader else buffer
+                setattr(module, name, placement.buffer(value.to(placement.device)))
+    if reader is not None:
+        reader.bar.close()
+
+
+def _or_empty(value: torch.Tensor | None, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=device) if value is None else value
+
+
+class _Reader:
+    """The rank that reads: gives each tensor once, on the device, cast or packed."""
+
+    def __init__(self, network: PreTrainedModel, model: ModelSection, device: torch.device) -> None:
+        self.checkpoint = Checkpoint(find_weights(model))
+        self.names = match_weights(network, self.checkpoint, model.name_or_path)
+        self.dtype: torch.dtype = getattr(torch, model.dtype)
+        self.device = device
+        total = sum(map(self.checkpoint.nbytes, set(self.names.values())))
+        # None: no bar where there is no terminal.
+        self.bar = tqdm(total=total, desc="loading", unit="B", unit_scale=True, disable=None)
+
+    def read(self, name: str, dtype: torch.dtype, default: torch.Tensor | None = None) -> torch.Tensor:
+        """A whole tensor; `default` where the checkpoint need not have it."""
+        if name not in self.names:
+            assert default is not None, name
+            return default
+        stored = self.names[name]
+        self.bar.update(self.checkpoint.nbytes(stored))
+        return self.checkpoint.tensor(stored, dtype, self.device)
+
+    def pack(self, linear: FrozenLinear, module_name: str) -> dict[str, torch.Tensor]:
+        """The quantized tensors of a layer."""
+        return linear.pack(self._chunks(linear, self.names[f"{module_name}.weight"]))
+
+    def _chunks(self, linear: FrozenLinear, stored: str) -> Iterator[torch.Tensor]:
+        step = linear.rows_per_chunk(CHUNK_ELEMENTS)
+        for start in range(0, linear.out_features, step):
+            yield self.checkpoint.rows(
+                stored, start, min(start + step, linear.out_features),
+                transposed=linear.transposed, dtype=self.dtype, device=self.device,
+            )  # fmt: skip
+        self.bar.update(self.checkpoint.nbytes(stored))
