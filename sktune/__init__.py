@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sktune.api import attach, load_adapter, save_adapter
-    from sktune.recipe.schema import HeadOnlyMethod as HeadOnlyConfig
-    from sktune.recipe.schema import SKPrefixMethod as SKPrefixConfig
-    from sktune.recipe.schema import SKPromptMethod as SKPromptConfig
+    from sktune.recipe.methods import HeadOnlyMethod as HeadOnlyConfig
+    from sktune.recipe.methods import SKPrefixMethod as SKPrefixConfig
+    from sktune.recipe.methods import SKPromptMethod as SKPromptConfig
 
 __all__ = ["HeadOnlyConfig", "SKPrefixConfig", "SKPromptConfig", "attach", "load_adapter", "save_adapter"]
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sktune import __version__
 from sktune.backbone import Backbone
 from sktune.methods import build_method
-from sktune.recipe.schema import MethodSection, TaskSection
+from sktune.recipe.methods import MethodSection
+from sktune.recipe.schema import TaskSection
 from sktune.tasks import TunedModel, build_head, put_weights
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"

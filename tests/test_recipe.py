@@ -59,7 +59,7 @@ def changed(*changes: dict[str, Any]) -> dict[str, Any]:
     mapping = copy.deepcopy(PLAIN)
     for change in changes:
         for section, fields in change.items():
-            if fields.get("name") in ("head_only", "sk_prompt"):
+            if section == "method" and "name" in fields:
                 mapping[section] = {}
             mapping.setdefault(section, {}).update(fields)
     return mapping
@@ -274,13 +274,13 @@ def test_all_errors_come_at_once_with_place_value_range_and_cure(write: Write) -
 
 def test_the_method_is_named_without_the_union(write: Write) -> None:
     assert set(problems_of(changed({"method": {"rank": 0}}))) == {"method.rank"}
-    unknown = changed({"method": {"name": "lora"}})
+    unknown = changed({"method": {"name": "loora"}})
     assert "sk_prefix, sk_prompt, head_only" in problems_of(unknown)["method.name"]
     unnamed = changed()
     del unnamed["method"]["name"]
     assert "is required" in problems_of(unnamed)["method.name"]
-    other = changed({"method": {"name": "head_only", "rank": 3}})
-    assert "sk_prefix and sk_prompt, not of head_only" in problems_of(other)["method.rank"]
+    other = changed({"method": {"name": "head_only", "semantics": "cached"}})
+    assert "sk_prefix and sk_prompt, not of head_only" in problems_of(other)["method.semantics"]
 
 
 def test_missing_sections_and_fields_are_named() -> None:
@@ -356,6 +356,12 @@ def test_checking_a_recipe_imports_no_heavy_library() -> None:
 
 
 # --- rules ---------------------------------------------------------------------------------------------
+
+
+def with_method(name: str, **fields: Any) -> dict[str, Any]:
+    """The recipe with another method."""
+    return changed({"method": {"name": name, **fields}})
+
 
 NF4 = {"quantization": {"bnb_4bit_quant_type": "nf4"}}
 EVERY_STEP = {"semantics": "every_step"}
@@ -551,6 +557,36 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "distributed.deepspeed",
         changed({"distributed": {"deepspeed": None}}),
     ),
+    "text_goes_with_init_text": (
+        with_method("prompt_tuning", init="text"),
+        "method.text",
+        with_method("prompt_tuning", init="text", text="which ?"),
+    ),
+    "reparametrization_starts_from_noise": (
+        with_method("prefix_tuning", init="text", text="which ?", reparametrize=True),
+        "method.reparametrize",
+        with_method("prefix_tuning", reparametrize=True, hidden_size=8),
+    ),
+    "p_tuning_options_have_effect": (
+        with_method("p_tuning", num_layers=3),
+        "method.num_layers",
+        with_method("p_tuning", encoder="lstm", num_layers=3),
+    ),
+    "start_from_labels_needs_labels": (
+        changed(ANSWERS, {"method": {"name": "prompt_tuning", "init": "labels"}}),
+        "method.init",
+        with_method("prompt_tuning", init="labels"),
+    ),
+    "ia3_feedforward_is_among_its_targets": (
+        with_method("ia3", target_modules=["k_proj"], feedforward_modules=["down_proj"]),
+        "method.feedforward_modules",
+        with_method("ia3", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ),
+    "unfrozen_layers_are_whole": (
+        with_method("full"),
+        "model.dtype",
+        {**with_method("full"), "model": {"name_or_path": "embedded:llama", "dtype": "float32"}},
+    ),
     "sharding_is_up_to_zero3": (
         changed({"distributed": {"deepspeed": "zero2", "shard_backbone": True}}),
         "distributed.shard_backbone",
@@ -587,6 +623,26 @@ def test_causal_lm_without_any_target_or_anything_to_train() -> None:
     assert "neither" in problems_of(changed({**ANSWERS, "data": {"path": "some/set"}}))["task.label_words"]
     headless = changed(WORDS, {"method": {"name": "head_only"}})
     assert "nothing would be trained" in problems_of(headless)["method.name"]
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ({"name": "prompt_tuning", "text": "which ?"}, "text"),
+        ({"name": "prefix_tuning", "text": "which ?"}, "text"),
+        ({"name": "prefix_tuning", "hidden_size": 8}, "hidden_size"),
+        ({"name": "p_tuning", "anchors": ["which"]}, "anchors"),
+        ({"name": "p_tuning", "template": "which ?", "num_virtual_tokens": 3}, "num_virtual_tokens"),
+    ],
+)
+def test_options_of_other_methods_that_would_do_nothing(method: dict[str, Any], field: str) -> None:
+    assert "would do nothing" in problems_of(changed({"method": method}))[f"method.{field}"]
+
+
+@pytest.mark.parametrize("name", ["full", "top_layers"])
+def test_packed_weights_cannot_be_trained(name: str) -> None:
+    wrong = {**with_method(name), "quantization": {"load_in_4bit": True}}
+    assert "no gradient in 4 bits" in problems_of(wrong)["method.name"]
 
 
 def test_every_evaluation_option_needs_validation_data() -> None:

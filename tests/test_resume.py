@@ -13,6 +13,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from training_fixtures import (
+    BASELINES,
     BITS,
     EARLY,
     LONG,
@@ -126,6 +127,12 @@ def test_a_resumed_run_may_be_made_longer(workshop: Workshop) -> None:
 def test_resumed_equals_uninterrupted_on_two_ranks(two_ranks: SeveralRanks, bits: str, stage: str | None) -> None:
     name = f"two-{stage_name(stage)}-{bits}"
     assert_same_run(two_ranks.output(name), two_ranks.output(f"{name}-resumed"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", BASELINES)
+def test_every_method_is_resumed_under_zero3(two_ranks: SeveralRanks, method: str) -> None:
+    assert_same_run(two_ranks.output(f"two-zero3-{method}"), two_ranks.output(f"resumed-{method}"))
 
 
 @pytest.mark.distributed

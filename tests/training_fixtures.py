@@ -426,6 +426,25 @@ METHOD_SECTIONS: dict[str, Sections] = {
     "sk_prompt": {"method": {"name": "sk_prompt"}},
     "head_only": {"method": {"name": "head_only", "text": ..., "rank": ...}},
 }
+BASELINES: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"num_virtual_tokens": 5},
+    "prefix_tuning": {"num_virtual_tokens": 5},
+    "p_tuning": {"num_virtual_tokens": 5, "hidden_size": 8},
+    "lora": {"rank": 2},
+    "ia3": {},
+    "llama_adapter": {"num_virtual_tokens": 5, "layers": 2},
+    "bottleneck_adapter": {"rank": 2},
+    "top_layers": {"layers": 1},
+    "full": {},
+}
+
+
+def baseline(name: str) -> tuple[Sections, ...]:
+    """The section of a method that SK-Tuning is compared with."""
+    slow: Sections = {"training": {"learning_rate": 1e-3}} if name in ("top_layers", "full") else {}
+    return {"method": {"text": ..., "rank": ..., "name": name, **BASELINES[name]}}, slow
+
+
 SINGLE_QUANTIZATION = {"bnb_4bit_use_double_quant": False}
 VARIANTS: dict[str, tuple[Sections, ...]] = {
     **{
@@ -436,6 +455,15 @@ VARIANTS: dict[str, tuple[Sections, ...]] = {
         for method in METHOD_SECTIONS
         for bits, quantization in BITS.items()
         for checkpointing in (False, True)
+    },
+    **{name: baseline(name) for name in BASELINES},
+    **{
+        f"{name}-nf4-checkpointing": (
+            *baseline(name),
+            {"quantization": BITS["nf4"], "training": {"gradient_checkpointing": True}},
+        )
+        for name in BASELINES
+        if name not in ("top_layers", "full")
     },
     "bf16-4bit": (NF4_IN_BF16,),
     "bf16-4bit-checkpointing": (NF4_IN_BF16, {"training": {"gradient_checkpointing": True}}),
@@ -476,7 +504,7 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
     resume: Sections = {"training": {"resume": "auto"}}
     for bits, quantization in BITS.items():
         sections = merged({"quantization": quantization}, TWO_BY_TWO)
-        for stage in STAGES if bits == "none" else ("zero3", "zero2", None):
+        for stage in STAGES:
             name = f"two-{stage_name(stage)}-{bits}"
             add(name, sections, {"distributed": {"deepspeed": stage}})
             if bits == "none" or stage == "zero3":
@@ -499,6 +527,8 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
     for variant, changes in VARIANTS.items():
         for stage in ("zero3", None):
             add(f"two-{stage_name(stage)}-{variant}", *changes, TWO_BY_TWO, {"distributed": {"deepspeed": stage}})
+    for name in BASELINES:
+        add(f"resumed-{name}", *baseline(name), TWO_BY_TWO, resume, cut=(f"two-zero3-{name}", 4))
     add("two-early", EARLY, TWO_BY_TWO)
     add("two-diverging", TWO_BY_TWO, DIVERGING)
     add("two-long", TWO_BY_TWO, LONG)

@@ -52,6 +52,34 @@ def place_of_blocks(base: PreTrainedModel) -> tuple[nn.Module, str]:
     raise ValueError(f"{family}: no list of {depth} blocks found in the model; choose another model")
 
 
+# The linear layers that a block's attention and its feed-forward end with.
+SUBLAYER_OUTPUTS = (
+    ("self_attn.o_proj", "mlp.down_proj"),  # LLaMA, Mistral, Qwen2, Gemma
+    ("self_attn.dense", "mlp.fc2"),  # Phi
+    ("self_attn.out_proj", "fc2"),  # OPT
+    ("attn.c_proj", "mlp.c_proj"),  # GPT-2
+    ("attention.dense", "mlp.dense_4h_to_h"),  # GPT-NeoX
+    ("self_attention.dense", "mlp.dense_4h_to_h"),  # Falcon, Bloom
+    ("attention.output.dense", "output.dense"),  # BERT, RoBERTa
+)
+
+
+def sublayer_outputs(block: nn.Module, family: str) -> tuple[nn.Module, nn.Module]:
+    """The layers that a block's attention and feed-forward end with.
+
+    Raises:
+        ValueError: where none of the known names are there.
+    """
+    modules = dict(block.named_modules())
+    for attention, feedforward in SUBLAYER_OUTPUTS:
+        if attention in modules and feedforward in modules:
+            return modules[attention], modules[feedforward]
+    raise ValueError(
+        f"method.name: bottleneck_adapter is not available for {family}: the ends of its attention and feed-forward "
+        "are not known by name; use lora"
+    )
+
+
 def key_value_width(config: Any) -> int:
     """Features of one token's keys (and of its values) in one layer: kv_heads * head_dim."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

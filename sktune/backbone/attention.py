@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION_PREFIX = "sktune_"
 _PREFIX_ATTRIBUTE = "_sktune_prefix"
+_GATED_ATTRIBUTE = "_sktune_gated_prompt"
 
 
 class LayerKeyValues(NamedTuple):
@@ -29,6 +30,15 @@ class LayerKeyValues(NamedTuple):
 
     key: torch.Tensor
     value: torch.Tensor
+
+
+class GatedPrompt(NamedTuple):
+    """A prompt that a layer attends to beside its input; key and value [positions, kv_heads * head_dim]."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    gate: torch.Tensor
+    """[heads]: how much of it is added."""
 
 
 _recording: list[tuple[nn.Module, LayerKeyValues]] | None = None
@@ -53,6 +63,26 @@ def set_prefix(module: nn.Module, prefix: LayerKeyValues | None) -> None:
     The prefix stays on the module after the call: gradient checkpointing reads it again in backward.
     """
     module.__dict__[_PREFIX_ATTRIBUTE] = prefix
+
+
+def set_gated_prompt(module: nn.Module, prompt: GatedPrompt | None) -> None:
+    """Gives one attention module the gated prompt of its next calls; None takes it away."""
+    module.__dict__[_GATED_ATTRIBUTE] = prompt
+
+
+def _attend_to_gated(query: torch.Tensor, prompt: GatedPrompt, scale: float) -> torch.Tensor:
+    """Query [B, heads, L, head_dim] -> what it reads in the prompt, [B, L, heads, head_dim]."""
+    head_dim = query.shape[-1]
+    # No softmax is shared with the input, so a closed gate leaves the layer exactly as it was.
+    key, value = (
+        states.unflatten(-1, (-1, head_dim))
+        .transpose(0, 1)
+        .repeat_interleave(query.shape[1] * head_dim // states.shape[-1], dim=0)
+        for states in (prompt.key, prompt.value)
+    )
+    weights = (query @ key.transpose(1, 2) * scale).softmax(-1, dtype=torch.float32)
+    read = (weights * prompt.gate[:, None, None]).to(value.dtype) @ value
+    return read.transpose(1, 2)
 
 
 def _widen(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
@@ -102,7 +132,12 @@ def _attend(kind: str) -> Callable[..., Any]:
             inner = _eager_function(module)
         else:
             inner = _flash_attention if kind == "flash_attention_2" else ALL_ATTENTION_FUNCTIONS[kind]
-        return inner(module, query, key, value, attention_mask, **kwargs)
+        output, weights = inner(module, query, key, value, attention_mask, **kwargs)
+        gated: GatedPrompt | None = module.__dict__.get(_GATED_ATTRIBUTE)
+        if gated is not None:
+            scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            output = output + _attend_to_gated(query, gated, scale).to(output.dtype)
+        return output, weights
 
     return attention
 

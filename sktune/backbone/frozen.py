@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sktune.backbone import architecture
 from sktune.backbone.attention import (
@@ -56,6 +57,9 @@ class Backbone(nn.Module):
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a plain flag, not a submodule
         self.gradient_checkpointing = gradient_checkpointing
+        # A frozen block does not; a method that puts dropout into it says so.
+        self.draws_random_numbers = False
+        self._training_with_the_method: list[nn.Module] = []
         if gradient_checkpointing:
             for block in self.blocks:
                 self._checkpoint(block)
@@ -102,11 +106,36 @@ class Backbone(nn.Module):
         """Most tokens the model can tell apart by position; None where there is no such limit."""
         return architecture.max_positions(self.base)
 
+    def linear_names(self) -> list[str]:
+        """Names of the linear layers inside the blocks' model."""
+        return [name for name, module in self.base.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+    @property
+    def stores_transposed(self) -> bool:
+        """True where linear layers hold W^T (GPT-2's `Conv1D`, unquantized)."""
+        return any(isinstance(module, Conv1D) for module in self.base.modules())
+
+    def sublayer_outputs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Of each block, the layers that attention and feed-forward end with.
+
+        Raises:
+            ValueError: for a family whose layers are not known by name.
+        """
+        return [architecture.sublayer_outputs(block, self.family) for block in self.blocks]
+
     # -- mode ---------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Backbone:
-        """Frozen means no dropout either: the backbone stays in evaluation mode."""
-        return super().train(False)
+        """Frozen means no dropout either: but for what a method put into it, the backbone stays in evaluation mode."""
+        super().train(False)
+        for module in self._training_with_the_method:
+            module.train(mode)
+        return self
+
+    def let_train(self, modules: Iterable[nn.Module]) -> None:
+        """Modules that a method put into the backbone and whose dropout is on in training."""
+        self._training_with_the_method = list(modules)
+        self.draws_random_numbers = bool(self._training_with_the_method)
 
     def _checkpoint(self, block: nn.Module) -> None:
         # transformers' own checkpointing runs only in training mode, which would switch dropout on, and it
@@ -116,8 +145,8 @@ class Backbone(nn.Module):
         def checkpointed(*args: Any, **kwargs: Any) -> Any:
             if not (self.gradient_checkpointing and torch.is_grad_enabled()):
                 return forward(*args, **kwargs)
-            # Nothing random happens in a frozen block, so no random state needs to be kept.
-            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            random = self.draws_random_numbers
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
 
         block.forward = checkpointed
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sktune.recipe.schema import SKMethod
+from sktune.recipe.methods import SKMethod
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
@@ -64,6 +64,6 @@ class SemanticAdapter(nn.Module):
             inner = F.layer_norm(s, s.shape[-1:]) @ self.down
             if self.down_bias is not None:
                 inner = inner + self.down_bias
-            inner = F.dropout(_ACTIVATIONS[self.activation](inner), self.dropout, self.training)
+            inner = F.dropout(ACTIVATIONS[self.activation](inner), self.dropout, self.training)
             refined = s + inner @ self.up
         return refined if self.up_bias is None else refined + self.up_bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
-from sktune.recipe.schema import HeadOnlyMethod
+from sktune.recipe.methods import HeadOnlyMethod
 
 
 class HeadOnly(nn.Module):
@@ -17,7 +18,13 @@ class HeadOnly(nn.Module):
 
     reads_text = False
 
-    def __init__(self, method: HeadOnlyMethod, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        method: HeadOnlyMethod,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str] = (),
+    ) -> None:
         super().__init__()
 
     def prompt_length(self) -> int:

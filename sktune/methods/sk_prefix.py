@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,10 +12,11 @@ from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
 from sktune.backbone.attention import LayerKeyValues
 from sktune.methods.adapter import SemanticAdapter
 from sktune.methods.prompt_text import PromptText, encode_prompt_text
-from sktune.recipe.schema import SKPrefixMethod
+from sktune.methods.weaving import PrefixInEveryLayer, split_heads
+from sktune.recipe.methods import SKPrefixMethod
 
 
-class SKPrefix(nn.Module):
+class SKPrefix(PrefixInEveryLayer):
     """z_i = F_i(K_i, V_i) in front of layer i's own keys and values, visible from every position.
 
     One adapter for the keys and one for the values, of each layer or (`shared`) of all layers together.
@@ -23,7 +24,13 @@ class SKPrefix(nn.Module):
 
     reads_text = True
 
-    def __init__(self, method: SKPrefixMethod, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        method: SKPrefixMethod,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         backbone.use_prefix_attention()
         self.text = PromptText(encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text)
@@ -57,14 +64,4 @@ class SKPrefix(nn.Module):
             refined = self.adapter(both.flatten(1, 2)).view(2, self.layers, positions, width)
         else:
             refined = self.adapter(both.flatten(0, 1)).view(2, self.layers, positions, width)
-        heads = refined.to(both.dtype).unflatten(-1, (semantics.kv_heads, -1)).transpose(2, 3)
-        return [
-            (module, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
-            for i, module in enumerate(semantics.modules)
-        ]
-
-    def forward(
-        self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        prefix = self.prefix(backbone)
-        return backbone(inputs_embeds, attention_mask, first_position=len(self.text), prefix=prefix, **options)
+        return split_heads(semantics.modules, refined.to(both.dtype), semantics.kv_heads)

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, read_hidden_states
 from sktune.methods.adapter import SemanticAdapter
 from sktune.methods.prompt_text import PromptText, encode_prompt_text
-from sktune.recipe.schema import SKPromptMethod
+from sktune.methods.weaving import PromptInFront, refuse_narrow_embeddings
+from sktune.recipe.methods import SKPromptMethod
 
 
-class SKPrompt(nn.Module):
+class SKPrompt(PromptInFront):
     """z = F(s), s the text after `cut_layer` blocks, read by the model as if it were token embeddings."""
 
     reads_text = True
 
-    def __init__(self, method: SKPromptMethod, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        method: SKPromptMethod,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         depth = backbone.config.num_hidden_layers
         if method.cut_layer > depth:
             raise ValueError(
                 f"method.cut_layer: {method.cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}"
             )
-        width = backbone.base.get_input_embeddings().embedding_dim
-        if width != backbone.hidden_size:
-            raise ValueError(
-                f"method.name: sk_prompt is not available for this {backbone.family}: it embeds tokens in {width} "
-                f"features and computes in {backbone.hidden_size}; use sk_prefix"
-            )
+        refuse_narrow_embeddings("sk_prompt", backbone)
         self.text = PromptText(encode_prompt_text(tokenizer, method.text), backbone.hidden_size, method.trainable_text)
         self.cut_layer = method.cut_layer
         self.read_once = method.semantics == "cached" and not method.trainable_text
@@ -51,29 +53,5 @@ class SKPrompt(nn.Module):
         return semantics
 
     def prompt(self, backbone: Backbone) -> torch.Tensor:
-        """The refined prompt [1, P, d], in the backbone's dtype."""
-        semantics = self._read(backbone)
-        return self.adapter(semantics[None]).to(semantics.dtype)
-
-    def forward(
-        self,
-        backbone: Backbone,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        *,
-        with_lm_head: bool = False,
-        keep_positions: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        count = len(self.text)
-        prompt = self.prompt(backbone).expand(inputs_embeds.shape[0], -1, -1)
-        # The text is an encoder's first segment.
-        types = {} if token_type_ids is None else {"token_type_ids": F.pad(token_type_ids, (count, 0))}
-        output = backbone(
-            torch.cat((prompt.to(inputs_embeds.dtype), inputs_embeds), dim=1),
-            F.pad(attention_mask, (count, 0), value=1),
-            with_lm_head=with_lm_head,
-            keep_positions=None if keep_positions is None else keep_positions + count,
-            **types,
-        )
-        return output if keep_positions is not None else output[:, count:]
+        """The refined prompt [1, P, d] in fp32."""
+        return self.adapter(self._read(backbone)[None])

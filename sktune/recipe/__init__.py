@@ -13,19 +13,15 @@ from sktune.recipe.loading import (
     parse_recipe,
     validate_files,
 )
+from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod, SKPrefixMethod, SKPromptMethod
 from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
 from sktune.recipe.schema import (
     DataSection,
     DistributedSection,
-    HeadOnlyMethod,
-    MethodSection,
     ModelSection,
     OutputSection,
     QuantizationSection,
     Recipe,
-    SKMethod,
-    SKPrefixMethod,
-    SKPromptMethod,
     TaskSection,
     TrackingSection,
     TrainingSection,

@@ -60,10 +60,10 @@ RecipeDumper.add_implicit_resolver(_TAG + "float", _FLOAT, _NUMBER_STARTS)
 
 @dataclass
 class Document:
-    """A YAML file's mapping, the line of every dotted key, and what is wrong with the keys themselves."""
+    """A YAML file's mapping, the place (`file:line`) of every dotted key, and what is wrong with the keys."""
 
     mapping: dict[str, Any]
-    lines: dict[str, int] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ def read_document(path: Path) -> Document:
         node = loader.get_single_node()
         document = Document({})
         if node is not None:
-            _collect_keys(node, "", document, open_nodes=set())
+            _collect_keys(node, "", document, str(path), open_nodes=set())
             content = loader.construct_document(node)
             if isinstance(content, dict):
                 document.mapping = content
@@ -114,14 +114,14 @@ def read_document(path: Path) -> Document:
     raise RecipeError(str(path), [problem])
 
 
-def _collect_keys(node: yaml.Node, prefix: str, document: Document, open_nodes: set[int]) -> None:
-    """Note every key's line; find keys given twice, keys that are not text, and anchors inside themselves."""
+def _collect_keys(node: yaml.Node, prefix: str, document: Document, source: str, open_nodes: set[int]) -> None:
+    """Note every key's place; find keys given twice, keys that are not text, and anchors inside themselves."""
     if id(node) in open_nodes:
         raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
     inside = open_nodes | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _collect_keys(item, f"{prefix}.{index}", document, inside)
+            _collect_keys(item, f"{prefix}.{index}", document, source, inside)
     if not isinstance(node, yaml.MappingNode):
         return
     first: dict[str, int] = {}
@@ -134,8 +134,8 @@ def _collect_keys(node: yaml.Node, prefix: str, document: Document, open_nodes: 
             message = f"is given twice: on line {first[name]} and again on line {line}"
             document.problems.append(Problem(name, message, "each key once", "keep one of the two."))
         first.setdefault(name, line)
-        document.lines[name] = line
-        _collect_keys(value, name, document, inside)
+        document.places[name] = f"{source}:{line}"
+        _collect_keys(value, name, document, source, inside)
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:

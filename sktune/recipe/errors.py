@@ -67,7 +67,7 @@ class Written:
 
     source: str
     mapping: Mapping[str, Any]
-    lines: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     overridden: set[str] = field(default_factory=set)
 
     def locate(self, problem: Problem) -> Problem:
@@ -84,8 +84,8 @@ class Written:
             name = ".".join(parts)
             if name in self.overridden:
                 return f"{self.source} (override)"
-            if name in self.lines:
-                return f"{self.source}:{self.lines[name]}"
+            if name in self.places:
+                return self.places[name]
             parts.pop()
         return self.source
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from sktune.recipe.schema import Recipe, Section
+from sktune.recipe.schema import Recipe
+from sktune.recipe.section import Section
 
 
 def _variants(annotation: Any) -> dict[str, type[Section]]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sktune.recipe.document import read_document, to_yaml
+from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import escape, substitute
 from sktune.recipe.errors import Problem, RecipeError, Written
+from sktune.recipe.extending import read_extended
 from sktune.recipe.overrides import apply_overrides
 from sktune.recipe.schema import Recipe
 from sktune.recipe.validation import check
@@ -54,10 +55,10 @@ def load_recipe_document(path: str | Path, overrides: Sequence[str] = ()) -> Loa
             rules between them.
     """
     source = Path(path)
-    document = read_document(source)
+    document = read_extended(source)
     mapping, overridden, problems = apply_overrides(document.mapping, overrides)
     values, unresolved = substitute(mapping, os.environ)
-    written = Written(str(source), mapping, document.lines, overridden)
+    written = Written(str(source), mapping, document.places, overridden)
     recipe = _checked(values, written, [*document.problems, *problems, *unresolved])
     return LoadedRecipe(recipe, mapping, source)
 

@@ -6,15 +6,12 @@ frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """A frozen part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from sktune.recipe.methods import MethodSection
+from sktune.recipe.section import Section
 
 
 class ModelSection(Section):
@@ -48,50 +45,6 @@ class QuantizationSection(Section):
     def bits(self) -> int | None:
         """4, 8, or None where the backbone keeps `model.dtype`."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
-
-
-class SKMethod(Section):
-    """What SK-Prefix and SK-Prompt have in common: the text, and the adapter that refines its semantics."""
-
-    text: str = Field(min_length=1, description="The prompt text whose semantics are tuned; say what the task is.")
-    adapter: Literal["bottleneck", "linear", "identity"] = "bottleneck"
-    rank: int = Field(32, ge=1, description="Inner width of the bottleneck.")
-    activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's inner activations.")
-    bias: bool = True
-    semantics: Literal["cached", "every_step"] = Field(
-        "cached",
-        description="Read the text once and keep what was understood, or read it again at every step.",
-    )
-    trainable_text: bool = Field(
-        False,
-        description="Train a copy of the text's embeddings too, through the frozen model (needs every_step).",
-    )
-
-
-class SKPrefixMethod(SKMethod):
-    """SK-Prefix: refined keys and values of the text, visible to every layer of the second pass."""
-
-    name: Literal["sk_prefix"] = "sk_prefix"
-    shared: bool = Field(False, description="One adapter for all layers instead of one per layer.")
-
-
-class SKPromptMethod(SKMethod):
-    """SK-Prompt: refined hidden states of the text in front of the input's embeddings."""
-
-    name: Literal["sk_prompt"] = "sk_prompt"
-    cut_layer: int = Field(
-        0, ge=0, description="0: token embeddings; k: hidden states after k blocks, the rest not run."
-    )
-
-
-class HeadOnlyMethod(Section):
-    """The baseline every method must beat: a head on the frozen model's features."""
-
-    name: Literal["head_only"] = "head_only"
-
-
-MethodSection = Annotated[SKPrefixMethod | SKPromptMethod | HeadOnlyMethod, Field(discriminator="name")]
 
 
 class TaskSection(Section):

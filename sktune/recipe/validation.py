@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest
 from sktune.recipe.rules import broken_rules
-from sktune.recipe.schema import Recipe, Section
+from sktune.recipe.schema import Recipe
+from sktune.recipe.section import Section
 
 
 def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:

@@ -6,6 +6,7 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +146,13 @@ def _logical_size(parameter: nn.Parameter) -> int:
 
 
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copies saved weights into a model that is not yet partitioned.
+    """Copies saved weights into a model; collective where ZeRO-3 has partitioned what trains.
 
     Raises:
         ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
     """
     parameters = model.trainable_parameters()
-    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
@@ -162,4 +163,14 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            with _whole(parameter):
+                parameter.copy_(weights[name])
+
+
+def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    if not hasattr(parameter, "ds_shape"):
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return gathered

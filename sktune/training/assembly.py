@@ -97,7 +97,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
         placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
-    method = build_method(recipe.method, backbone, tokenizer)
+    method = build_method(recipe.method, backbone, tokenizer, labels or ())
     head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1)
     model = TunedModel(backbone, method, head)
     _check_positions(recipe, backbone, method.prompt_length())

@@ -75,7 +75,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 def frozen_bytes(backbone: nn.Module) -> int:
     """Bytes of the backbone that this rank holds at rest: shards or whole tensors, packed weights and scales."""
-    tensors = [tensor for p in backbone.parameters() for tensor in (p.data, getattr(p, "ds_tensor", None))]
+    frozen = [p for p in backbone.parameters() if not p.requires_grad]
+    tensors = [tensor for p in frozen for tensor in (p.data, getattr(p, "ds_tensor", None))]
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*tensors, *backbone.buffers())

@@ -17,8 +17,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(nn.Linear):
     """y = x W^T + b with a packed, frozen W; gradients flow to x only.
+
+    It is an `nn.Linear` to whoever wraps or counts linear layers, only its `weight` is packed.
 
     Args:
         in_features: columns of W.
@@ -28,16 +30,15 @@ class FrozenLinear(nn.Module):
         transposed: the checkpoint stores W^T (transformers' `Conv1D`).
     """
 
-    weight: nn.Parameter
-
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, transposed: bool = False
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's own would allocate W
         self.in_features = in_features
         self.out_features = out_features
         self.transposed = transposed
-        self.bias = frozen(torch.empty(out_features, dtype=dtype, device="meta")) if bias else None
+        empty = frozen(torch.empty(out_features, dtype=dtype, device="meta")) if bias else None
+        self.register_parameter("bias", empty)
 
     @property
     def weight_elements(self) -> int:

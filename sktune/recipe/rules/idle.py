@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sktune.recipe.errors import Problem
-from sktune.recipe.schema import Section
+from sktune.recipe.section import Section
 
 
 def idle(name: str, section: Section, keys: Sequence[str], why: str, otherwise: str) -> Iterator[Problem]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sktune.recipe.errors import Problem
+from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod
 from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import HeadOnlyMethod, MethodSection, SKMethod, TaskSection
+from sktune.recipe.schema import TaskSection
 
 _OPTIONS_WITHOUT_EFFECT = {
     "bottleneck": (),
@@ -45,10 +46,10 @@ def something_is_trained(method: MethodSection, task: TaskSection) -> Iterator[P
         yield Problem(
             "method.name",
             "nothing would be trained: causal_lm uses the model's own output layer and has no head",
-            "with causal_lm: sk_prefix, sk_prompt",
-            "choose one of those, or a task with a head.",
+            "with causal_lm: every method but head_only",
+            "choose another one, or a task with a head.",
         )
-    elif method.adapter == "identity" and not method.trainable_text:
+    elif isinstance(method, SKMethod) and method.adapter == "identity" and not method.trainable_text:
         yield Problem(
             "method.adapter",
             "nothing would be trained: causal_lm has no head and adapter identity no parameters",
