@@ -65,6 +65,14 @@ def test_recipes_extend_in_a_chain_and_overrides_come_last(folder: Path) -> None
     assert "extends" not in load_recipe_document(path).as_written
 
 
+def test_of_several_the_later_one_wins(folder: Path) -> None:
+    write(folder / "parts" / "one.yaml", "training: {seed: 1, max_steps: 1}\n")
+    write(folder / "parts" / "two.yaml", "training: {seed: 2}\n")
+    path = write(folder / "top.yaml", "extends: [base.yaml, parts/one.yaml, parts/two.yaml]\n")
+    training = load_recipe(path).training
+    assert (training.max_steps, training.seed, training.learning_rate) == (1, 2, 0.5)
+
+
 def test_a_mistake_is_shown_in_the_file_it_stands_in(folder: Path) -> None:
     write(folder / "base.yaml", BASE.replace("0.5", "-1"))
     path = write(folder / "top.yaml", "extends: base.yaml\ntraining: {max_steps: many}\n")
@@ -76,7 +84,9 @@ def test_a_mistake_is_shown_in_the_file_it_stands_in(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("extends: [base.yaml]\n", "must be one file name"),
+        ("extends: {file: base.yaml}\n", "must be a file name or a list of them"),
+        ("extends: [base.yaml, 3]\n", "must be a file name or a list of them"),
+        ("extends: [base.yaml, bas.yaml]\n", "'bas.yaml', which is not there"),
         ("extends: bas.yaml\n", "'bas.yaml', which is not there"),
         ("extends: ring.yaml\n", "leads back to itself: ring.yaml -> ring.yaml"),
     ],

@@ -12,6 +12,8 @@ from sktune.recipe import dump_recipe, load_recipe, parse_recipe, validate_files
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+STUDIES = sorted([*(ROOT / "recipes" / "paper").glob("*.yaml"), *(ROOT / "recipes" / "ablations").glob("*.yaml")])
+PARTS = sorted((ROOT / "recipes" / "parts").glob("*/*.yaml"))
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
@@ -105,3 +107,40 @@ def test_the_recipes_cover_methods_widths_and_tasks() -> None:
 def test_validate_accepts_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert validate_files([str(path) for path in RECIPES]) == 0
     assert capsys.readouterr().out.count("OK ") == len(RECIPES)
+
+
+# -- recipes made of parts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_recipes_made_of_parts_parse_and_write_to_a_folder_of_their_own(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "extends:" in text
+    assert load_recipe(path).output.dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+def test_every_part_is_used_and_no_recipe_is_made_twice() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in STUDIES]
+    for part in PARTS:
+        assert any(f"../parts/{part.parent.name}/{part.name}" in text for text in texts), part
+    recipes = [load_recipe(path).model_dump(exclude={"output"}) for path in STUDIES]
+    assert all(recipe not in recipes[:number] for number, recipe in enumerate(recipes))
+
+
+def test_the_papers_tables_are_complete() -> None:
+    found = {path.stem for path in STUDIES if path.parent.name == "paper"}
+    glue = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+    tasks = ("conll2003", "wikiann", "sst2", "emotion", "mrpc", "rte", "snli", "mnli")
+    models = ("llama2_7b", "mistral_7b", "bloom_7b1", "falcon_7b", "phi_2")
+    assert found == {
+        *(f"roberta_{size}_{task}" for size in ("base", "large") for task in glue),
+        *(f"{model}_{task}" for model in models for task in tasks),
+        "xlmr_base_xnli",
+    }
+
+
+def test_both_methods_suit_every_table() -> None:
+    for path in STUDIES:
+        if path.parent.name == "paper":
+            assert load_recipe(path, ["method.name=sk_prompt"]).method.name == "sk_prompt"

@@ -1,4 +1,4 @@
-"""`extends: other.yaml`: a recipe as another one with a few fields changed."""
+"""`extends: other.yaml`: a recipe as another one, or several, with a few fields changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "extends"
 
 
 def read_extended(path: Path, seen: tuple[Path, ...] = ()) -> Document:
-    """Reads a recipe file and those it extends, the nearest file's fields over the others'.
+    """Reads a recipe file and those it extends: its own fields over theirs, a later one's over an earlier one's.
 
     Fields replace fields of the same section; another `method.name` replaces the whole section, since methods do
     not share their fields.
@@ -32,22 +32,32 @@ def read_extended(path: Path, seen: tuple[Path, ...] = ()) -> Document:
     document = read_document(path)
     if KEY not in document.mapping:
         return document
-    name = document.mapping.pop(KEY)
+    names = document.mapping.pop(KEY)
     place = document.places.pop(KEY)
-    trail = (*seen, path.resolve())
-    if not isinstance(name, str):
-        raise _refused(path, place, "must be one file name", f"for example `{KEY}: base.yaml`.")
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _refused(path, place, "must be a file name or a list of them", f"for example `{KEY}: base.yaml`.")
+    result = Document({})
+    for name in names:
+        result = _over(result, _base(path, name, place, (*seen, path.resolve())))
+    return _over(result, document)
+
+
+def _base(path: Path, name: str, place: str, trail: tuple[Path, ...]) -> Document:
     base = (path.parent / name).resolve()
     if base in trail:
         ring = " -> ".join(file.name for file in (*trail[trail.index(base) :], base))
         raise _refused(path, place, f"leads back to itself: {ring}", "let one of these files extend nothing.")
     if not base.is_file():
-        raise _refused(path, place, f"names {name!r}, which is not there", f"a file seen from {path.parent}/.")
-    below = read_extended(path.parent / name, trail)
+        raise _refused(path, place, f"names {name!r}, which is not there", f"name a file seen from {path.parent}/.")
+    return read_extended(path.parent / name, trail)
+
+
+def _over(below: Document, above: Document) -> Document:
     return Document(
-        _merged(below.mapping, document.mapping),
-        {**below.places, **document.places},
-        [*below.problems, *document.problems],
+        _merged(below.mapping, above.mapping),
+        {**below.places, **above.places},
+        [*below.problems, *above.problems],
     )
 
 
@@ -65,5 +75,5 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _refused(path: Path, place: str, message: str, cure: str) -> RecipeError:
-    problem = Problem(KEY, message, "a recipe file", cure)
+    problem = Problem(KEY, message, "recipe files", cure)
     return RecipeError(str(path), [dataclasses.replace(problem, place=place)])

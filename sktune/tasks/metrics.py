@@ -48,11 +48,12 @@ def entity_metrics(
     return overall, per_type
 
 
-def class_metrics(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Accuracy, macro F1 (binary F1 of the positive class is in the per-class report) and Matthews correlation."""
+def class_metrics(references: Sequence[str], predictions: Sequence[str], last_label: str) -> dict[str, float]:
+    """Accuracy, macro F1, F1 of the last label (of two, the positive one: GLUE's F1) and Matthews correlation."""
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+        "positive_f1": float(f1_score(references, predictions, labels=[last_label], average="macro", zero_division=0)),
         "matthews": float(matthews_corrcoef(references, predictions)),
     }
 

@@ -118,7 +118,7 @@ def score(
         {"row": row.group, "reference": name, "prediction": label, "probabilities": answers[row.index]}
         for row, name, label in zip(rows, names, chosen, strict=True)
     ]
-    return Scores({**class_metrics(names, chosen), "loss": loss}, records, names, chosen)
+    return Scores({**class_metrics(names, chosen, labels[-1]), "loss": loss}, records, names, chosen)
 
 
 def _choose_candidates(

@@ -18,7 +18,7 @@ def metrics_of(task: TaskSection) -> tuple[str, ...]:
         case "token_classification":
             return ("f1", "precision", "recall", "accuracy", "loss")
         case "sequence_classification" | "pair_classification":
-            return ("accuracy", "f1", "matthews", "loss")
+            return ("accuracy", "f1", "positive_f1", "matthews", "loss")
         case "regression":
             return ("spearman", "pearson", "mse", "loss")
         case "causal_lm":
