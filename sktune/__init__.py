@@ -11,27 +11,46 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sktune.api import attach, load_adapter, save_adapter
+    from sktune.recipe.methods import BottleneckAdapterMethod as BottleneckAdapterConfig
+    from sktune.recipe.methods import FullFineTuningMethod as FullFineTuningConfig
     from sktune.recipe.methods import HeadOnlyMethod as HeadOnlyConfig
+    from sktune.recipe.methods import IA3Method as IA3Config
+    from sktune.recipe.methods import LlamaAdapterMethod as LlamaAdapterConfig
+    from sktune.recipe.methods import LoraMethod as LoraConfig
+    from sktune.recipe.methods import PrefixTuningMethod as PrefixTuningConfig
+    from sktune.recipe.methods import PromptTuningMethod as PromptTuningConfig
+    from sktune.recipe.methods import PTuningMethod as PTuningConfig
     from sktune.recipe.methods import SKPrefixMethod as SKPrefixConfig
     from sktune.recipe.methods import SKPromptMethod as SKPromptConfig
+    from sktune.recipe.methods import TopLayersMethod as TopLayersConfig
 
-__all__ = ["HeadOnlyConfig", "SKPrefixConfig", "SKPromptConfig", "attach", "load_adapter", "save_adapter"]
-
-_CONFIGS = {
-    "HeadOnlyConfig": "HeadOnlyMethod",
-    "SKPrefixConfig": "SKPrefixMethod",
-    "SKPromptConfig": "SKPromptMethod",
-}
+__all__ = [
+    "BottleneckAdapterConfig",
+    "FullFineTuningConfig",
+    "HeadOnlyConfig",
+    "IA3Config",
+    "LlamaAdapterConfig",
+    "LoraConfig",
+    "PTuningConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "SKPrefixConfig",
+    "SKPromptConfig",
+    "TopLayersConfig",
+    "attach",
+    "load_adapter",
+    "save_adapter",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: checking a recipe must not wait for torch.
-    if name in _CONFIGS:
-        from sktune.recipe import schema
+    if name not in __all__:
+        raise AttributeError(f"module 'sktune' has no attribute {name!r}")
+    if name.endswith("Config"):
+        from sktune.recipe import methods
 
-        return getattr(schema, _CONFIGS[name])
-    if name in __all__:
-        from sktune import api
+        return getattr(methods, name.removesuffix("Config") + "Method")
+    from sktune import api
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'sktune' has no attribute {name!r}")
+    return getattr(api, name)

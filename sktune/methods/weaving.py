@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -12,11 +13,36 @@ from torch.nn import functional as F
 from sktune.backbone import Backbone
 from sktune.backbone.attention import LayerKeyValues
 
+T = TypeVar("T")
 
-class PromptInFront(nn.Module):
-    """Positions of the method's own before the input's; the heads see the input's alone."""
+
+class Woven(nn.Module):
+    """A method whose prompt depends on its parameters alone, so that one made for evaluation serves all of it."""
 
     reads_text: bool
+    _made: tuple[int, Any] | None = None
+
+    def once_in_evaluation(self, make: Callable[[], T]) -> T:
+        """What `make` returns; outside training, made again only when a parameter has changed.
+
+        The pass of an evaluation or prediction is then the frozen model's alone.
+        """
+        if self.training or torch.is_grad_enabled():
+            return make()
+        # Counts in-place changes; ZeRO-3's updates it does not see, but those happen in training mode.
+        version = sum(parameter._version for parameter in self.parameters())
+        if self._made is None or self._made[0] != version:
+            self._made = version, make()
+        made: T = self._made[1]
+        return made
+
+    def train(self, mode: bool = True) -> Self:
+        self._made = None
+        return super().train(mode)
+
+
+class PromptInFront(Woven):
+    """Positions of the method's own before the input's; the heads see the input's alone."""
 
     @abstractmethod
     def prompt_length(self) -> int:
@@ -37,7 +63,8 @@ class PromptInFront(nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         count = self.prompt_length()
-        prompt = self.prompt(backbone).to(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1)
+        prompt = self.once_in_evaluation(lambda: self.prompt(backbone).to(inputs_embeds.dtype))
+        prompt = prompt.expand(inputs_embeds.shape[0], -1, -1)
         # The prompt belongs to an encoder's first segment.
         types = {} if token_type_ids is None else {"token_type_ids": F.pad(token_type_ids, (count, 0))}
         output = backbone(
@@ -50,10 +77,8 @@ class PromptInFront(nn.Module):
         return output if keep_positions is not None else output[:, count:]
 
 
-class PrefixInEveryLayer(nn.Module):
+class PrefixInEveryLayer(Woven):
     """Keys and values of the method's own before each layer's, visible from every position."""
-
-    reads_text: bool
 
     @abstractmethod
     def prompt_length(self) -> int:
@@ -66,7 +91,7 @@ class PrefixInEveryLayer(nn.Module):
     def forward(
         self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
     ) -> torch.Tensor:
-        prefix = self.prefix(backbone)
+        prefix = self.once_in_evaluation(lambda: self.prefix(backbone))
         return backbone(inputs_embeds, attention_mask, first_position=self.prompt_length(), prefix=prefix, **options)
 
 
