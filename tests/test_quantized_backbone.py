@@ -1,4 +1,4 @@
-"""Real bitsandbytes layers on the CPU: over a quantized backbone, SK-Tuning is exact too."""
+"""Frozen quantized layers on the CPU: over a quantized backbone, SK-Tuning is exact too."""
 
 from __future__ import annotations
 

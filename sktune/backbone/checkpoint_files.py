@@ -33,7 +33,7 @@ def find_weights(model: ModelSection) -> list[Path]:
         if index is None:
             raise OSError(f"it has neither {SINGLE} nor {INDEX}")
         files = [Path(file) for file in get_checkpoint_shard_files(location, index, **hub)[0]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(not_loadable(model.name_or_path, error)) from error
     for file in files:
         if not file.is_file():
@@ -90,6 +90,13 @@ class Checkpoint:
                 "quantized? give the original weights"
             )
 
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors of one shape hold the same numbers."""
+        stored = (self._handles[name].get_slice(name) for name in (one, other))
+        first, second = stored
+        rows = first.get_shape()[0] if first.get_shape() else 0
+        return all(torch.equal(first[i : i + 1024], second[i : i + 1024]) for i in range(0, rows, 1024))
+
     def file(self, name: str) -> Path:
         """The file a tensor is in."""
         return self._files[name]
@@ -117,6 +124,11 @@ def not_loadable(name: str, error: Exception) -> str:
             "them once with `save_pretrained` of transformers in an environment you trust"
         )
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.name_or_path: {name!r} comes with code of its own, which does not run unless you say so; "
+            "read it and set model.trust_remote_code: true if you trust it"
+        )
     return (
         f"model.name_or_path: {name!r} cannot be loaded: {first_line}; give a hub id you have access to "
         "(HF_TOKEN for gated ones) or a local folder with config.json and *.safetensors"

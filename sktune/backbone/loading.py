@@ -124,7 +124,7 @@ def attention_for(
     Raises:
         ValueError: where the recipe asks for one that cannot run.
     """
-    architecture = model_class(config, language_model)
+    architecture = model_class(model, config, language_model)
     obstacle = None
     if not getattr(architecture, "_supports_flash_attn", False):
         obstacle = f"{config.model_type} has no support for it"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
 from sktune.backbone.checkpoint_files import not_loadable
@@ -45,13 +46,17 @@ def read_config(model: ModelSection) -> PretrainedConfig:
     return config
 
 
-def model_class(config: PretrainedConfig, language_model: bool) -> Any:
-    """The transformers class of a configuration, with or without the language model's head.
+def model_class(model: ModelSection, config: PretrainedConfig, language_model: bool) -> Any:
+    """The class of a configuration, with or without the language model's head; of its own repository, where trusted.
 
     Raises:
-        ValueError: where transformers has none.
+        ValueError: where there is none.
     """
     auto_class = AutoModelForCausalLM if language_model else AutoModel
+    own: dict[str, str] = getattr(config, "auto_map", None) or {}
+    if model.trust_remote_code and auto_class.__name__ in own:
+        location = model_location(model.name_or_path)
+        return get_class_from_dynamic_module(own[auto_class.__name__], location, revision=model.revision)
     try:
         found = auto_class._model_mapping[type(config)]
     except KeyError:
@@ -87,15 +92,35 @@ def build_skeleton(
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
     auto_class: Any = AutoModelForCausalLM if language_model else AutoModel
-    arguments: dict[str, Any] = {"trust_remote_code": model.trust_remote_code} if model.trust_remote_code else {}
-    if "add_pooling_layer" in inspect.signature(model_class(config, language_model).__init__).parameters:
+    arguments: dict[str, Any] = {"trust_remote_code": True} if model.trust_remote_code else {}
+    if "add_pooling_layer" in inspect.signature(model_class(model, config, language_model).__init__).parameters:
         arguments["add_pooling_layer"] = False  # never used
-    # Buffers are computed for real: most are not in the checkpoint (rotary frequencies, masks).
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        network: PreTrainedModel = auto_class.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation, **arguments
-        )
-    network.tie_weights()  # the context above parts tied parameters
+
+    def build(dtype: torch.dtype, include_buffers: bool) -> PreTrainedModel:
+        with no_init_weights(), init_empty_weights(include_buffers=include_buffers):
+            network: PreTrainedModel = auto_class.from_config(
+                copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation, **arguments
+            )
+        network.tie_weights()  # the context above parts tied parameters
+        return network
+
+    # Buffers are computed for real, most are not in the checkpoint (rotary frequencies, masks); and in 32 bits, to be
+    # rounded to what they are in the model's dtype only then.
+    network = build(torch.float32, include_buffers=False)
+    if dtype != torch.float32:
+        _cast(network, build(dtype, include_buffers=True))
     if quantization is not None and quantization.bits is not None:
         replace_linears(network, quantization, dtype)
     return network.eval()
+
+
+def _cast(network: PreTrainedModel, like: PreTrainedModel) -> None:
+    """Parameters and buffers to the dtypes they have in a model built in 16 bits, but for what stays in 32."""
+    kept = set(network._keep_in_fp32_modules_strict or ())
+    if like.dtype == torch.float16:
+        kept |= set(network._keep_in_fp32_modules or ())
+    dtypes = {name: tensor.dtype for name, tensor in [*like.named_parameters(), *like.named_buffers()]}
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if not kept.intersection(name.split(".")):
+            tensor.data = tensor.data.to(dtypes[name])
+    network.config.dtype = like.config.dtype

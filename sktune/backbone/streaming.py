@@ -41,6 +41,8 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
             reader = _Reader(network, model, placement.device)
         except ValueError as error:
             problem = str(error)
+        except Exception as error:  # whatever it is, the other ranks must not wait
+            problem = f"model.name_or_path: {model.name_or_path!r} cannot be read ({error!r}); are its files whole?"
     problem = placement.agree(problem)
     if problem is not None:
         raise ValueError(problem)

@@ -37,8 +37,8 @@ def match_weights(network: PreTrainedModel, checkpoint: Checkpoint, name: str) -
         if converter is not None:
             raise ValueError(
                 f"model.name_or_path: {network.config.model_type} rearranges {stored} when it is loaded, which cannot "
-                "be done tensor by tensor; choose another model, or load it with transformers, save_pretrained it, "
-                "and give that folder"
+                "be done tensor by tensor; write it once with transformers: AutoModelForCausalLM.from_pretrained(...)"
+                ".save_pretrained(FOLDER, save_original_format=False), and give that folder"
             )
         found[target] = stored
         checkpoint.check_is_float(stored)
@@ -48,7 +48,7 @@ def match_weights(network: PreTrainedModel, checkpoint: Checkpoint, name: str) -
                 f"{list(checkpoint.shape(stored))}, and {network.config.model_type} with this config.json needs "
                 f"{list(shapes[target])}; the files are of another model, or damaged"
             )
-    _check_none_is_missing(network, found, name)
+    _share_among_tied(network, found, checkpoint, name)
     return found
 
 
@@ -66,18 +66,25 @@ def _expected_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_none_is_missing(network: PreTrainedModel, found: dict[str, str], name: str) -> None:
-    names_of: dict[int, list[str]] = {}  # tied parameters have several
+def _share_among_tied(network: PreTrainedModel, found: dict[str, str], checkpoint: Checkpoint, name: str) -> None:
+    """Gives tied parameters, which have several names, the tensor of the one that is stored."""
+    names_of: dict[int, list[str]] = {}
     for key, parameter in network.named_parameters(remove_duplicate=False):
         if not key.endswith(".absmax"):
             names_of.setdefault(id(parameter), []).append(key)
     missing = []
     for names in names_of.values():
-        stored = next((found[key] for key in names if key in found), None)
-        if stored is None:
+        stored = [found[key] for key in names if key in found]
+        if not stored:
             missing.append(names[0])
-        else:
-            found.update(dict.fromkeys(names, stored))
+            continue
+        for other in stored[1:]:
+            if not checkpoint.equal(stored[0], other):
+                raise ValueError(
+                    f"model.name_or_path: config.json of {name!r} ties {' and '.join(names)}, and the files hold two "
+                    "different tensors; set tie_word_embeddings to false in config.json"
+                )
+        found.update(dict.fromkeys(names, stored[0]))
     if missing:
         shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(

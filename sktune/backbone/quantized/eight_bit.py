@@ -64,7 +64,7 @@ class FrozenLinear8bit(FrozenLinear):
         return {"weight": weight, "scale": scale}
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.gathered_weight().to(dtype).mul_((self.scale / LARGEST_CODE)[:, None])
+        return self.gathered_weight().to(dtype).mul_((self.scale * (1 / LARGEST_CODE))[:, None])
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cuda:

@@ -68,7 +68,7 @@ class FrozenLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] in any float dtype -> [..., out_features] in the same."""
         if x.numel() == 0:
-            return x.new_empty((*x.shape[:-1], self.out_features))
+            return x[..., :1].expand(*x.shape[:-1], self.out_features)  # empty too, and connected to x
         return _FrozenProduct.apply(x, self)
 
     def extra_repr(self) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -17,8 +20,9 @@ from sktune.recipe.schema import QuantizationSection
 def replace_linears(network: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:
     """Puts an empty frozen layer (on the meta device) in the place of each linear layer that is to be quantized.
 
-    Quantized is every `nn.Linear` and `Conv1D`, except the language model's head (its errors would be errors of the
-    answer itself) and the modules that `skip_modules` names, by the end of their name or a pattern for its beginning.
+    Quantized is every `nn.Linear` and `Conv1D` that multiplies as these do, except the language model's head (its
+    errors would be errors of the answer itself) and the modules that `skip_modules` names, by the end of their name or
+    a pattern for its beginning.
 
     Args:
         network: parameters on the meta device.
@@ -26,23 +30,21 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
         dtype: the model's.
 
     Raises:
-        ValueError: where nothing would be quantized, or a name in `skip_modules` is not in the model.
+        ValueError: where nothing would be quantized, or an entry of `skip_modules` names nothing or is no pattern.
     """
     head = network.get_output_embeddings()
-    linears = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
+    linears = {name: module for name, module in network.named_modules() if module is head or _is_plain_linear(module)}
+    skipped: set[str] = set()
     for pattern in quantization.skip_modules:
-        if all(should_convert_module(name, [pattern]) for name in linears):
+        named = [name for name in linears if _is_named(name, pattern, network)]
+        if not named:
             kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
             raise ValueError(
                 f"quantization.skip_modules: no linear layer of {network.config.model_type} is called {pattern!r}; "
                 f"there are {', '.join(kinds)}"
             )
-    kept = list(quantization.skip_modules)
-    chosen = {name: module for name, module in linears.items() if should_convert_module(name, kept)}
+        skipped.update(named)
+    chosen = {name: module for name, module in linears.items() if name not in skipped and module is not head}
     if not chosen:
         raise ValueError(
             f"quantization: no linear layer of {network.config.model_type} is left to quantize; "
@@ -50,6 +52,26 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
         )
     for name, module in chosen.items():
         network.set_submodule(name, _frozen_in_place_of(module, quantization, dtype))
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    # A subclass with a forward of its own (a router, a grouped projection) does something else with its weight;
+    # Falcon's does the same in other words.
+    return isinstance(module, nn.Linear | Conv1D) and (
+        type(module).forward in (nn.Linear.forward, Conv1D.forward) or isinstance(module, FalconLinear)
+    )
+
+
+def _is_named(name: str, pattern: str, network: PreTrainedModel) -> bool:
+    # With and without the language model's head, a module has two names: model.layers.1 and layers.1.
+    names = {name, name.removeprefix(f"{network.base_model_prefix}.")}
+    try:
+        return not all(should_convert_module(known, [pattern]) for known in names)
+    except re.error as error:
+        raise ValueError(
+            f"quantization.skip_modules: {pattern!r} is neither a name nor a regular expression ({error}); "
+            "give the end of a layer's name, such as q_proj, or a pattern such as layers.(0|1)"
+        ) from error
 
 
 def _frozen_in_place_of(module: nn.Module, quantization: QuantizationSection, dtype: torch.dtype) -> FrozenLinear:
