@@ -110,6 +110,14 @@ def test_zero3_halves_what_a_rank_holds_of_the_backbone(two_ranks: SeveralRanks,
         assert share < 0.65 * whole  # norms and scales stay on every rank
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_outside_of_a_pass_nothing_of_the_frozen_model_is_gathered(two_ranks: SeveralRanks, bits: str) -> None:
+    for rank in range(2):
+        gathered = two_ranks.results[rank][f"watched-{bits}"]["result"]["gathered"]
+        assert len(gathered) == 8  # an evaluation lies before the first step, and one after the fourth
+        assert gathered == [[0, 0]] * 8
+
+
 def test_the_deepspeed_configuration_is_kept_beside_the_results(two_ranks: SeveralRanks) -> None:
     for stage, number in (("zero3", 3), ("zero2", 2), ("zero3_offload", 3)):
         config = json.loads((two_ranks.output(f"two-{stage}-none") / "deepspeed.json").read_text())

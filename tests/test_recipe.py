@@ -602,6 +602,21 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "output.overwrite",
         changed({"output": {"overwrite": True}}),
     ),
+    "labels_are_names": (
+        changed({"compare": {"methods": {"lora.rank": {"name": "lora"}}}}),
+        "compare.methods.lora.rank",
+        changed({"compare": {"methods": {"lora_2": {"name": "lora", "rank": 2}}}}),
+    ),
+    "grid_names_fields_that_may_differ": (
+        changed({"compare": {"grid": {"method.rank": [1, 2]}}}),
+        "compare.grid.method.rank",
+        changed({"compare": {"grid": {"training.learning_rate": [1e-3, 2e-3]}}}),
+    ),
+    "grid_values_differ": (
+        changed({"compare": {"grid": {"training.max_steps": [5, 5]}}}),
+        "compare.grid.training.max_steps",
+        changed({"compare": {"grid": {"training.max_steps": [5, 6]}}}),
+    ),
 }
 
 

@@ -10,12 +10,15 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from training_fixtures import cut_back
 
 from sktune.cli import _prepare_process
 from sktune.inference import evaluate_run
 from sktune.recipe import load_recipe_document
+from sktune.training.engine import DeepSpeedEngine
 from sktune.training.ranks import Ranks, leave_ranks, start_ranks
 from sktune.training.run import train
 
@@ -29,9 +32,31 @@ def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     problem = _cut(job["cut"]) if "cut" in job and ranks.is_main else None
     if ranks.broadcast(problem) is not None:
         raise NothingToResume(problem)
+    if job.get("watch"):
+        return watch_gathered(job, ranks)
     if "evaluate" in job:
         return evaluate_run(Path(job["evaluate"]), job["split"], ranks)
     return train(load_recipe_document(job["recipe"]), ranks)
+
+
+def watch_gathered(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Trains, and adds what ZeRO-3 holds of the frozen parameters beyond its shares before and after each backward.
+
+    `gathered`: for each step, the elements of gathered parameters that do not persist.
+    """
+    found: list[list[int]] = []
+    backward = DeepSpeedEngine.backward
+
+    def watched(engine: DeepSpeedEngine, loss: torch.Tensor) -> None:
+        backbone = engine.engine.module.backbone
+        before = sum(p.numel() for p in backbone.parameters() if not p.ds_persist)
+        backward(engine, loss)
+        after = sum(p.numel() for p in backbone.parameters() if not p.ds_persist)
+        found.append([before, after])
+
+    with mock.patch.object(DeepSpeedEngine, "backward", watched):
+        summary = train(load_recipe_document(job["recipe"]), ranks)
+    return {**summary, "gathered": found}
 
 
 def _cut(cut: dict[str, Any]) -> str | None:

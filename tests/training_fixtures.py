@@ -529,6 +529,9 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
             add(f"two-{stage_name(stage)}-{variant}", *changes, TWO_BY_TWO, {"distributed": {"deepspeed": stage}})
     for name in BASELINES:
         add(f"resumed-{name}", *baseline(name), TWO_BY_TWO, resume, cut=(f"two-zero3-{name}", 4))
+    for bits, quantization in BITS.items():
+        add(f"watched-{bits}", {"quantization": quantization}, TWO_BY_TWO)
+        jobs[-1]["watch"] = True
     add("two-early", EARLY, TWO_BY_TWO)
     add("two-diverging", TWO_BY_TWO, DIVERGING)
     add("two-long", TWO_BY_TWO, LONG)

@@ -37,8 +37,9 @@ class PTuning(PromptInFront):
             ids, tuned = _template(method.template, method.anchors, tokenizer)
         self.register_buffer("template_ids", torch.tensor([ids]), persistent=False)
         self.register_buffer("tuned", torch.tensor(tuned), persistent=False)
+        self._count = sum(tuned)
         config = PromptEncoderConfig(
-            num_virtual_tokens=sum(tuned),
+            num_virtual_tokens=self._count,
             token_dim=backbone.hidden_size,
             num_transformer_submodules=1,
             encoder_reparameterization_type=method.encoder.upper(),
@@ -53,8 +54,8 @@ class PTuning(PromptInFront):
         return len(self.tuned)
 
     def prompt(self, backbone: Backbone) -> torch.Tensor:
-        made: torch.Tensor = self.encoder(torch.arange(int(self.tuned.sum()), device=self.tuned.device)[None])
-        if self.tuned.all():
+        made: torch.Tensor = self.encoder(torch.arange(self._count, device=self.tuned.device)[None])
+        if self._count == len(self.tuned):
             return made
         prompt = backbone.embed(self.template_ids).float()
         return prompt.masked_scatter(self.tuned[None, :, None], made)

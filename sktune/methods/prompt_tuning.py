@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from itertools import cycle, islice
 
@@ -73,4 +74,4 @@ def _start(method: PromptTuningMethod, tokenizer: PreTrainedTokenizerBase, label
         return ids
     special = set(tokenizer.all_special_ids)
     words = [token for token in range(len(tokenizer)) if token not in special]
-    return [words[i] for i in torch.randint(len(words), (method.num_virtual_tokens or DEFAULT_LENGTH,)).tolist()]
+    return random.choices(words, k=method.num_virtual_tokens or DEFAULT_LENGTH)

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sktune.backbone import Backbone
 from sktune.recipe import DEEPSPEED_PRESETS
 from sktune.recipe.schema import TrainingSection
@@ -103,17 +105,17 @@ def size_deepspeed_config(
             'write "auto" in the file'
         )
     zero = sized["zero_optimization"]
-    # Of a parameter that is partitioned already, `numel` is 0 and ZeRO knows the whole.
-    block = sum(int(getattr(p, "ds_numel", p.numel())) for p in backbone.blocks[0].parameters())
+    layer = largest_layer(backbone)
     # The default bucket of 5e8 is 2 GB of fp32 per rank, for an adapter of a few million parameters (fact 4).
     sizes = {"reduce_bucket_size": max(trainable, 1)}
     if zero.get("stage") == 3:
         sizes |= {
-            "stage3_prefetch_bucket_size": block,
+            # The layer in use and the next one, no more, and none between forward and backward: what ZeRO-3 would
+            # keep or fetch early there is memory that the activations want.
+            "stage3_prefetch_bucket_size": layer,
             "stage3_param_persistence_threshold": 10 * backbone.hidden_size,
-            "stage3_max_live_parameters": 2 * block,
-            # What is used again sooner than this stays gathered; of a whole block, more than a layer would.
-            "stage3_max_reuse_distance": block,
+            "stage3_max_live_parameters": 2 * layer,
+            "stage3_max_reuse_distance": 0,
         }
     elif zero.get("stage") == 2:
         sizes["allgather_bucket_size"] = -(-trainable // 1024) * 1024  # it must be a multiple of the rank alignment
@@ -126,3 +128,13 @@ def size_deepspeed_config(
     sized.setdefault("zero_allow_untested_optimizer", True)
     sized["steps_per_print"] = 10**9  # the loop prints its own line
     return sized
+
+
+def largest_layer(backbone: Backbone) -> int:
+    """Elements, packed ones where it is quantized, of the largest layer in a block: what is gathered at once."""
+
+    def elements(module: nn.Module) -> int:
+        # Of a parameter that is partitioned already, `numel` is 0 and ZeRO knows the whole.
+        return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters(recurse=False))
+
+    return max(elements(module) for module in backbone.blocks[0].modules())

@@ -135,16 +135,43 @@ class DeepSpeedEngine:
         self.scale = ranks.world_size * self.engine.gradient_accumulation_steps()
         self.stage: int = self.engine.zero_optimization_stage()
         self._replaced: State | None = None
+        if self.stage == 3:
+            self._coordinator = self.engine.optimizer.parameter_offload.get_param_coordinator()
+            self._gathered_for_use = _GatheredForUse(
+                p
+                for p in model.backbone.parameters()
+                if not p.requires_grad and not p.ds_persist  # type: ignore[attr-defined]
+            )
         if self.stage < 3:
             # DeepSpeed links the moments of all parameter groups after the first group's first update, when the
             # others have none yet; made beforehand, they are all there.
             self._create_moments(steps=0)
 
     def __call__(self, **batch: Any) -> TunedOutput:
-        return self.engine(**batch)
+        if self.stage == 3:
+            self._forget_what_to_release()
+        output: TunedOutput = self.engine(**batch)
+        self._release_gathered()
+        return output
 
     def set_training(self, mode: bool) -> None:
         self.engine.train(mode)
+
+    def _release_gathered(self) -> None:
+        """Gives back what ZeRO-3 has gathered of the frozen model when a forward pass ends.
+
+        Until the backward pass it would otherwise hold what it fetched early for it, when activations need the most
+        memory; after an evaluation, layers for a pass that comes in another order or not at all.
+        """
+        if self.stage == 3:
+            self._coordinator.release_and_reset_all(self._gathered_for_use)
+
+    def _forget_what_to_release(self) -> None:
+        # What is released after each layer is remembered by DeepSpeed beyond the order of layers it was worked out for
+        # (0.19.8): once the text has been read, the token embeddings would stay whole for ever.
+        remembered: Any = getattr(type(self._coordinator), "_PartitionedParameterCoordinator__params_to_release", None)
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
 
     def set_rate(self, factor: float) -> float:
         return _set_rate(self.engine.optimizer, factor)
@@ -216,6 +243,14 @@ class DeepSpeedEngine:
             for name, p in parameters:
                 if p.numel():
                     p.copy_(weights[name])
+
+
+class _GatheredForUse(nn.ParameterList):
+    """The frozen parameters that ZeRO-3 gathers when a layer is used, as a module that it can release."""
+
+    def ds_external_parameters(self) -> tuple[()]:
+        """None; DeepSpeed asks this of every module."""
+        return ()
 
 
 def _set_rate(optimizer: Any, factor: float) -> float:

@@ -1,0 +1,71 @@
+"""What sktune is compared with: the same module and engine around what transformers and bitsandbytes load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers.integrations import HfDeepSpeedConfig
+
+from sktune.backbone import Backbone, load_tokenizer
+from sktune.data import Collator
+from sktune.methods import build_method
+from sktune.recipe import Recipe
+from sktune.tasks import TunedModel, build_head
+from sktune.training.assembly import Assembly
+from sktune.training.ranks import Ranks
+from sktune.training.sharding import decide_sharding
+
+
+def load_stock(recipe: Recipe) -> PreTrainedModel:
+    """The model as `from_pretrained` gives it under ZeRO-3: transformers shards it at once unless it is quantized."""
+    quantization = recipe.quantization
+    arguments: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "attn_implementation": "sdpa"}
+    if quantization.bits is not None:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=quantization.load_in_4bit,
+            load_in_8bit=quantization.load_in_8bit,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, recipe.model.dtype),
+        )
+    # transformers asks whether such an object lives.
+    zero3 = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
+    network: PreTrainedModel = AutoModel.from_pretrained(recipe.model.name_or_path, use_safetensors=True, **arguments)
+    del zero3
+    return network
+
+
+def load_reference(folder: Path, codes: Path) -> PreTrainedModel:
+    """The unsharded fp32 model of plain linear layers that hold what 8-bit codes stand for.
+
+    Args:
+        folder: of the unquantized model.
+        codes: safetensors with `<layer>.weight` int8 and `<layer>.scale` fp32, of every quantized layer.
+    """
+    network: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    stored = load_file(codes)
+    for name in sorted({key.rsplit(".", 1)[0] for key in stored}):
+        layer = network.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        with torch.no_grad():
+            layer.weight.copy_(stored[f"{name}.weight"].float() * (stored[f"{name}.scale"] / 127)[:, None])
+    return network
+
+
+def assemble_around(network: PreTrainedModel, recipe: Recipe, ranks: Ranks, labels: tuple[str, ...]) -> Assembly:
+    """Everything of a run but its data, around a loaded model, as `sktune.training.assembly.assemble` builds it."""
+    tokenizer = load_tokenizer(recipe.model)
+    backbone = Backbone(
+        network, attn_implementation="sdpa", gradient_checkpointing=recipe.training.gradient_checkpointing
+    )
+    set_seed(recipe.training.seed)
+    method = build_method(recipe.method, backbone, tokenizer)
+    model = TunedModel(backbone, method, build_head(recipe.task, backbone, len(labels)))
+    assert tokenizer.pad_token_id is not None
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
+    return Assembly(recipe, tokenizer, model, labels, collator, None, decide_sharding(recipe, ranks))

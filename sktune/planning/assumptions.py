@@ -1,0 +1,61 @@
+"""What a plan has to assume where the recipe leaves it to the data, and the words that say so."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from sktune.backbone import load_tokenizer
+from sktune.planning.model_configs import is_local
+from sktune.recipe.schema import Recipe
+
+LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3, "regression": 1}
+"""Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three."""
+PIECES_PER_WORD = 1.5
+
+
+class CountedTokenizer:
+    """Stands for a tokenizer that is not at hand: it knows how many tokens a text may have, and no more."""
+
+    cls_token_id = None
+    eos_token_id = None
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """A BOS, and `PIECES_PER_WORD` tokens for each word and punctuation mark, rounded up."""
+        words = len(re.findall(r"\w+|[^\w\s]", text))
+        return {"input_ids": [0] * (1 + int(-(-words * PIECES_PER_WORD // 1)))}
+
+
+def tokenizer_of(recipe: Recipe) -> tuple[Any, str | None]:
+    """The recipe's tokenizer where it is on this machine, else one that counts words; and what was assumed.
+
+    Raises:
+        ValueError: where a local folder has no usable tokenizer.
+    """
+    name = recipe.model.tokenizer or recipe.model.name_or_path
+    if is_local(name):
+        return load_tokenizer(recipe.model), None
+    text = getattr(recipe.method, "text", None)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=recipe.model.revision, local_files_only=True), None
+    except Exception:
+        counted = CountedTokenizer()
+        if text is None:
+            return counted, None
+        tokens = len(counted(text)["input_ids"])
+        return counted, (
+            f"method.text is {tokens} tokens long: {PIECES_PER_WORD} for each of its words, since the tokenizer of "
+            f"{name} is not on this machine"
+        )
+
+
+def labels_of(recipe: Recipe) -> tuple[int, str | None]:
+    """Number of labels, and what was assumed."""
+    task = recipe.task
+    if task.labels is not None:
+        return len(task.labels), None
+    if task.name in ("causal_lm", "regression"):
+        return 1, None
+    return LABELS[task.name], f"the data has {LABELS[task.name]} labels (the recipe does not list them)"

@@ -1,0 +1,439 @@
+"""`sktune plan`: exact where modules can be built, equal to what a real pass holds, and its advice holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TEXT, tiny_network, tiny_tokenizer
+from torch import nn
+
+from sktune.backbone import load_backbone
+from sktune.backbone.quantized import FrozenLinear
+from sktune.cli import main
+from sktune.methods import METHODS
+from sktune.planning import MOMENTS, Plan, choose_sharding, plan
+from sktune.planning import changes as changes_module
+from sktune.planning import numbers as numbers_module
+from sktune.planning.changes import advise
+from sktune.planning.dry_run import Mark, observe
+from sktune.planning.engine import engine_of
+from sktune.planning.gathering import Coordinator, Thresholds
+from sktune.planning.numbers import numbers_of, run_of
+from sktune.planning.parts import find_parts
+from sktune.planning.sweep import parse_axes
+from sktune.planning.units import parse_bytes
+from sktune.planning.zero_hooks import Use
+from sktune.recipe import Recipe, load_recipe
+from sktune.training.engine import PlainEngine
+from sktune.training.optimizer import build_optimizer
+from sktune.training.ranks import Ranks
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+CONLL = Path(__file__).parents[1] / "recipes" / "llama7b_conll.yaml"
+NF4 = {"load_in_4bit": True}
+BITS: dict[int, dict[str, Any]] = {32: {}, 8: {"load_in_8bit": True}, 4: NF4}
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Saved LLaMAs by their blocks; of 8 fewer are run to plan it."""
+    found = {}
+    for depth in (2, 8):
+        found[depth] = tmp_path_factory.mktemp("plan") / "model"
+        tiny_network("llama", language_model=True, num_hidden_layers=depth).save_pretrained(found[depth])
+        tiny_tokenizer().save_pretrained(found[depth])
+    return found
+
+
+@pytest.fixture(scope="module")
+def make(folders: dict[int, Path]) -> MakeRecipe:
+    """A recipe over the tiny model; sections are changed by keyword."""
+
+    def recipe(depth: int = 2, **sections: dict[str, Any]) -> Recipe:
+        base: dict[str, dict[str, Any]] = {
+            "model": {"name_or_path": str(folders[depth]), "dtype": "float32"},
+            "quantization": {},
+            "method": {"name": "sk_prefix", "text": TEXT, "rank": 4},
+            "task": {"name": "token_classification", "labels": list("abcde")},
+            "data": {"path": "nowhere", "max_length": 24},
+            "training": {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2},
+            "distributed": {},
+            "output": {"dir": "nowhere"},
+        }
+        return Recipe.model_validate({name: {**fields, **sections.get(name, {})} for name, fields in base.items()})
+
+    return recipe
+
+
+# -- the models that are built in ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-chat-hf", 13_015_864_320),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
+    ],
+)
+def test_built_in_models_have_their_published_number_of_parameters(name: str, parameters: int) -> None:
+    overrides = [f"model.name_or_path={name}", "task={name: causal_lm, label_words: {a: good, b: bad}}"]
+    recipe = load_recipe(CONLL.with_name("llama7b_sst2_words.yaml"), overrides)
+    trainable, every = find_parts(recipe).build().parameter_counts()
+    assert every - trainable == parameters
+
+
+def test_the_packed_bytes_of_a_7b_are_half_a_byte_for_each_number() -> None:
+    planned = plan(load_recipe(CONLL), ranks=2, compare_checkpointing=False)
+    # Its 32 blocks of linear layers, without embeddings and norms.
+    numbers = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert planned.packed == numbers // 2 // 2
+    assert planned.rest == (32000 * 4096 + 65 * 4096) * 2 // 2
+    assert planned.gathered_per_forward >= numbers // 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_found_without_a_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", _no_network)
+    parts = find_parts(load_recipe(path))
+    assert parts.build(2).backbone.hidden_size >= 128
+
+
+def _no_network(*_: object) -> None:
+    raise AssertionError("the network was asked")
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_frozen_bytes_equal_those_of_the_loaded_model(make: MakeRecipe, bits: int) -> None:
+    recipe = make(quantization=BITS[bits])
+    planned = plan(recipe, ranks=1, shard_backbone=False, compare_checkpointing=False)
+    backbone = load_backbone(recipe.model, recipe.quantization, visible_prefix=True)
+    linears = [module for module in backbone.modules() if isinstance(module, FrozenLinear)]
+    packed = sum(linear.weight.nbytes for linear in linears)
+    everything = sum(t.nbytes for t in (*backbone.parameters(), *backbone.buffers()))
+    assert planned.packed == packed
+    text = 8 * len(tiny_tokenizer()(TEXT)["input_ids"])
+    assert planned.packed + planned.scales + planned.rest + planned.buffers == everything + text
+    assert bool(planned.scales) == bool(linears)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_share_is_padded_to_the_same_size_on_each_rank(make: MakeRecipe, ranks: int) -> None:
+    planned = plan(make(quantization=NF4), ranks=ranks, compare_checkpointing=False)
+    model = find_parts(make(quantization=NF4)).build()
+    sizes = [p.numel() for n, p in model.named_parameters() if n.endswith("proj.weight")]
+    assert planned.packed == sum(-(-size // ranks) for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpointing"),
+    [("sk_prefix", False), ("sk_prefix", True), ("sk_prompt", False), ("head_only", True)],
+)
+def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, checkpointing: bool) -> None:
+    fields = {"name": "head_only", "text": ..., "rank": ...} if method == "head_only" else {"name": method}
+    recipe = _of_method(make, fields, {"gradient_checkpointing": checkpointing})
+    parts = find_parts(recipe)
+    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False))
+    model = parts.build()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                values = torch.randn(parameter.shape, dtype=parameter.dtype) * 0.05
+                module._parameters[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    real = observe(model, recipe, sharded=False, keep_gradients=False)
+    assert planned.resting == real.resting
+    assert [(e.what, e.live) for e in planned.step] == [(e.what, e.live) for e in real.step]
+    assert [(e.what, e.live) for e in planned.evaluation] == [(e.what, e.live) for e in real.evaluation]
+
+
+def _of_method(make: MakeRecipe, fields: dict[str, Any], training: dict[str, Any]) -> Recipe:
+    recipe = make(8, training=training).model_dump()
+    recipe["method"] = {k: v for k, v in {"text": TEXT, "rank": 4, **fields}.items() if v is not ...}
+    return Recipe.model_validate(recipe)
+
+
+def test_checkpointing_keeps_little_of_a_block(make: MakeRecipe) -> None:
+    planned = plan(make())
+    kept, all_of_it = planned.activations_with_checkpointing, planned.activations_without_checkpointing
+    assert kept is not None and all_of_it == planned.activations
+    again = plan(make(training={"gradient_checkpointing": True}))
+    assert again.activations == kept < all_of_it / 2
+    assert again.activations_without_checkpointing == all_of_it
+
+
+@pytest.mark.parametrize(("quantization", "checkpointing"), [({}, False), (NF4, True)])
+def test_a_deep_model_is_planned_from_shallow_ones_exactly(
+    make: MakeRecipe, monkeypatch: pytest.MonkeyPatch, quantization: dict[str, Any], checkpointing: bool
+) -> None:
+    recipe = make(8, training={"gradient_checkpointing": checkpointing}, quantization=quantization)
+    parts = find_parts(recipe)
+    model = parts.build()
+    engine = engine_of(recipe, model, True)
+    quick, run = numbers_of(parts, model, engine, 3), run_of(parts, model, engine)
+    monkeypatch.setattr(numbers_module, "SHALLOW", (4, 99))
+    assert quick == numbers_of(parts, model, engine, 3)
+    assert run == run_of(parts, model, engine)
+
+
+def test_the_language_model_is_planned_with_logits_of_every_position(make: MakeRecipe) -> None:
+    planned = plan(make(task={"name": "causal_lm", "labels": None}, data={"target_column": "answer"}))
+    assert planned.logits == 4 * 24 * 104 * 4
+    assert planned.activations > planned.logits
+    assert planned.head == 0
+
+
+@pytest.mark.parametrize("stage", [None, "zero2"])
+def test_what_trains_without_sharding(make: MakeRecipe, stage: str | None) -> None:
+    planned = plan(make(distributed={"deepspeed": stage}), ranks=2, compare_checkpointing=False)
+    model = find_parts(make()).build()
+    whole = 4 * sum(p.numel() for p in model.trainable_parameters().values())
+    assert planned.gathered_per_step == 0 and planned.reduced_per_step == whole
+    if stage is None:
+        assert (planned.adapter + planned.head, planned.moments, planned.gradients) == (whole, 2 * whole, whole)
+        assert planned.trained_copies == 0
+    else:
+        assert whole <= planned.adapter + planned.head <= whole + 64
+        assert whole / 2 <= planned.trained_copies <= whole / 2 + 32
+        assert planned.moments == 2 * planned.trained_copies
+
+
+class _Trains:
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return self.parameters
+
+
+def test_without_deepspeed_the_moments_of_a_step_are_exact(make: MakeRecipe) -> None:
+    recipe = make(distributed={"deepspeed": None})
+    planned = plan(recipe, compare_checkpointing=False)
+    model = find_parts(recipe).build()
+    trainable = sum(p.numel() for p in model.trainable_parameters().values())
+    parameters = {name: nn.Parameter(torch.zeros(p.shape)) for name, p in model.trainable_parameters().items()}
+    alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
+    optimizer = build_optimizer(parameters, recipe.training)
+    engine = PlainEngine(_Trains(parameters), optimizer, None, alone)  # type: ignore[arg-type]
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    engine.step()
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
+    assert planned.moments == moments
+    assert planned.live["at_checkpoint"] >= planned.live["after_load"] + moments + 12 * trainable
+
+
+# -- gathering ------------------------------------------------------------------------------------------------------
+
+
+class _TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
+
+
+def _uses(*modules: int) -> list[Use]:
+    return [Use(module, fetch, True, False) for module in modules for fetch in (True, False)]
+
+
+def test_nothing_stays_gathered_without_thresholds() -> None:
+    coordinator = Coordinator(_TwoLayers(), Thresholds(0, 0, 0, 0), ranks=3)
+    for _ in range(3):
+        coordinator.begin_pass()
+        for use in _uses(1, 2):
+            coordinator.use(use)
+            assert coordinator.held == (34 * 3 * 4 if use.fetch else 0)
+    assert coordinator.received == 3 * 2 * 34 * 3 * 4
+
+
+def test_the_next_layer_is_prefetched_once_the_order_is_known() -> None:
+    coordinator = Coordinator(_TwoLayers(), Thresholds(100, 0, 200, 0), ranks=2)
+    held = []
+    for _ in range(2):
+        coordinator.begin_pass()
+        for use in _uses(1, 2):
+            coordinator.use(use)
+            held.append(coordinator.held)
+    assert held == [400, 0, 400, 0, 800, 400, 400, 0]
+
+
+def test_small_parameters_stay_gathered_after_an_update() -> None:
+    coordinator = Coordinator(_TwoLayers(), Thresholds(0, 100, 0, 0), ranks=2)
+    coordinator.update()
+    assert coordinator.held == 800
+
+
+# -- verdict, advice, choice ------------------------------------------------------------------------------------------
+
+
+def test_the_advice_fits_when_it_is_planned_again(make: MakeRecipe) -> None:
+    recipe = make(data={"max_length": 200}, training={"per_device_eval_batch_size": 1})
+    memory = int(plan(recipe).peak)
+    advice = advise(recipe, 1, memory)
+    assert plan(recipe, memory_bytes=memory).fits is False
+    assert advice.changes[0].overrides == ("training.gradient_checkpointing=true",) and len(advice.changes) == 1
+    again = plan(advice.changes[0].recipe, ranks=advice.changes[0].ranks, memory_bytes=memory)
+    assert again.fits and again.peak == advice.plan.peak
+
+
+def test_several_changes_are_combined_where_none_is_enough(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes_module, "MOST_RANKS", 2)
+    recipe = make(data={"max_length": 100}, distributed={"deepspeed": "zero3"})
+    singles = [
+        plan(change.recipe, ranks=change.ranks, compare_checkpointing=False).peak
+        for change in changes_module.changes(recipe, 1)
+    ]
+    advice = advise(recipe, 1, int(min(singles) / 0.9 * 0.97))
+    assert len(advice.changes) > 1
+    last = advice.changes[-1]
+    assert plan(last.recipe, ranks=last.ranks, memory_bytes=advice.plan.memory).fits
+    assert advice.plan.peak < min(singles)
+
+
+def test_what_fits_nowhere_is_said(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes_module, "MOST_RANKS", 2)
+    advice = advise(make(), 1, 1000)
+    assert not advice.plan.fits and "none of the changes" in advice.text
+
+
+def test_copies_are_chosen_where_they_fit(make: MakeRecipe) -> None:
+    recipe = make(distributed={"shard_backbone": "auto"})
+    copied = plan(recipe, ranks=2, shard_backbone=False)
+    enough = int(copied.peak / 0.9) + 2
+    sharded, reason = choose_sharding(recipe, 2, enough)
+    assert not sharded and "MiB" in reason and "fits" in reason
+    sharded, reason = choose_sharding(recipe, 2, enough - 20)
+    assert sharded and "does not fit" in reason
+    assert choose_sharding(recipe, 1, 1000)[0] is False
+    assert plan(recipe, ranks=2, memory_bytes=enough).sharded is False
+    assert plan(recipe, ranks=2, memory_bytes=enough - 20).sharded is True
+
+
+def test_every_moment_is_planned(make: MakeRecipe) -> None:
+    planned = plan(make(quantization=NF4), ranks=2)
+    assert set(planned.live) == set(MOMENTS)
+    assert max(planned.live.values()) <= planned.peak + 12 * planned.trainable
+    assert planned.live["after_load"] < planned.live["after_step"] < planned.live["after_forward"]
+    more = plan(make(quantization=NF4), ranks=4)
+    assert more.live["after_step"] < planned.live["after_step"]
+    assert {f.name for f in dataclasses.fields(Plan)} <= set(planned.as_json())
+
+
+def test_offloading_moves_the_shares_to_the_host(make: MakeRecipe) -> None:
+    here = plan(make(), ranks=2, compare_checkpointing=False)
+    there = plan(make(distributed={"deepspeed": "zero3_offload"}), ranks=2, compare_checkpointing=False)
+    assert there.host > here.rest and there.rest == 0
+    assert there.peak < here.peak
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe_file(make: MakeRecipe, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(make(quantization=NF4).model_dump(exclude_unset=True)), encoding="utf-8")
+    return path
+
+
+def test_the_command_prints_a_table(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe_file), "--gpus", "2", "--gpu-memory", "0.8MiB"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("quantized weights", "activations", "loading", "does not fit", "cheapest change", "not included"):
+        assert expected in printed
+
+
+def test_json_holds_integers(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe_file), "training.gradient_checkpointing=true", "--gpus", "2", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    planned = plan(load_recipe(recipe_file, ["training.gradient_checkpointing=true"]), ranks=2)
+    assert printed["live"] == planned.live and printed["training_peak"] == planned.training_peak
+    assert all(type(value) is int for value in printed["live"].values())
+
+
+def test_the_sweep_is_a_grid_of_plans(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(recipe_file), "--gpus", "3", "--gpu-memory", "24GiB", "--sweep", "bits,ranks"]
+    assert main([*arguments, "--json"]) == 0
+    grid = json.loads(capsys.readouterr().out)
+    assert [(p["bits"], p["ranks"]) for p in grid] == [(b, r) for b in (32, 8, 4) for r in (1, 2, 3, 4, 8)]
+    assert [p["rest"] + p["packed"] for p in grid if p["ranks"] == 2] == sorted(
+        (p["rest"] + p["packed"] for p in grid if p["ranks"] == 2), reverse=True
+    )
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("yes") == 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu-memory", "a lot"], "--gpu-memory: 'a lot'"),
+        (["--gpus", "0"], "--gpus: 0"),
+        (["--nodes", "0"], "--nodes: 0"),
+        (["--sweep", "bits,size"], "--sweep: 'size'"),
+        (["--sweep", "bits,bits"], "--sweep: 'bits'"),
+    ],
+)
+def test_mistakes_are_named(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["plan", str(recipe_file), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_model_offline_is_named_with_the_cure(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sktune.planning.model_configs.read_config", _not_there)
+    recipe = make(model={"name_or_path": "somebody/some-model"})
+    with pytest.raises(ValueError, match=r"somebody/some-model.*config.json.*meta-llama/Llama-2-7b-hf"):
+        plan(recipe)
+
+
+def _not_there(*_: object) -> None:
+    raise ValueError("no connection")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * 2**30), ("80 GB", 80 * 10**9), ("1.5g", 1_500_000_000), ("4096", 4096)]
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_axes_of_a_sweep() -> None:
+    assert parse_axes("ranks, checkpointing") == ("ranks", "checkpointing")
+
+
+def test_marks_are_events_of_the_step(make: MakeRecipe) -> None:
+    recipe = make(8)
+    parts = find_parts(recipe)
+    run = run_of(parts, parts.build(), engine_of(recipe, parts.build(), True))
+    marks = [event.what for event in run.step if isinstance(event.what, Mark)]
+    assert marks == [Mark("after_forward"), *(Mark("reached", i) for i in range(7, -1, -1)), Mark("after_backward")]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_has_a_plan(recipe_file: Path, method: str) -> None:
+    section: dict[str, Any] = {"name": method}
+    if method.startswith("sk_"):
+        section["text"] = "w1 w2"
+    if method == "llama_adapter":
+        section["layers"] = 1
+    overrides = [f"method={json.dumps(section)}"]
+    if method in ("full", "top_layers"):
+        overrides += ["quantization={}", "model.dtype=float32"]
+    found = plan(load_recipe(recipe_file, overrides), ranks=2)
+    assert found.training_peak >= found.live["after_forward"] > found.live["after_load"] > 0
