@@ -30,8 +30,8 @@ from sktune.planning.sweep import parse_axes
 from sktune.planning.units import parse_bytes
 from sktune.planning.zero_hooks import Use
 from sktune.recipe import Recipe, load_recipe
-from sktune.training.engine import PlainEngine
 from sktune.training.optimizer import build_optimizer
+from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

@@ -18,7 +18,7 @@ from training_fixtures import cut_back
 from sktune.cli import _prepare_process
 from sktune.inference import evaluate_run
 from sktune.recipe import load_recipe_document
-from sktune.training.engine import DeepSpeedEngine
+from sktune.training.deepspeed_engine import DeepSpeedEngine
 from sktune.training.ranks import Ranks, leave_ranks, start_ranks
 from sktune.training.run import train
 

@@ -6,7 +6,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -58,9 +59,11 @@ class ThroughputMeter:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts the GPU's peak anew; the resident peak of a CPU process cannot be reset."""
+    """Starts the peaks anew: the GPU's, and on Linux the process's resident one."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # elsewhere a process has one peak for its whole life
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

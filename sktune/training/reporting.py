@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.backbone.quantized import FrozenLinear
-from sktune.recipe import Recipe
+from sktune.recipe import Recipe, metrics_of
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
-from sktune.tracking.names import FIGURES_FOLDER
+from sktune.tracking.names import COMPARE_PREFIX, FIGURES_FOLDER
 from sktune.training.assembly import Assembly
 from sktune.training.ranks import Ranks
 
@@ -39,6 +39,7 @@ def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
         "task": recipe.task.name,
         "data": recipe.data.path if recipe.data.name is None else f"{recipe.data.path}/{recipe.data.name}",
         "quantization": bits_name(recipe),
+        "seed": str(recipe.training.seed),
         "deepspeed": str(recipe.distributed.deepspeed) if ranks.launched else "none",
         "ranks": str(ranks.world_size),
         "device": ranks.device.type,
@@ -91,11 +92,26 @@ def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:
         )
 
 
+def headline(recipe: Recipe, summary: dict[str, Any]) -> dict[str, float]:
+    """The few numbers that runs are compared by, those that there are."""
+    metric = recipe.training.metric_for_best_model or metrics_of(recipe.task)[0]
+    split = "test" if f"test/{metric}" in summary else "validation"
+    numbers = {
+        f"{split}_{metric}": summary.get(f"{split}/{metric}"),
+        "tokens_per_second": summary.get("speed/real_tokens_per_second"),
+        "peak_memory_mb": summary["memory/peak_bytes"] / 1e6,
+        "trainable_parameters": summary["trainable_parameters"],
+        "adapter_kb": summary["adapter_bytes"] / 1e3,
+    }
+    return {f"{COMPARE_PREFIX}{name}": float(value) for name, value in numbers.items() if value is not None}
+
+
 def log_results(
     tracker: Tracker, output_dir: Path, assembly: Assembly, test: Scores | None, summary: dict[str, Any]
 ) -> None:
     """Sends final numbers, the adapter, test predictions and a picture of them to the tracker. Main rank only."""
     tracker.log_summary(summary)
+    tracker.log_metrics(headline(assembly.recipe, summary), int(summary["steps"]))
     tracker.log_artifact(output_dir / "adapter")
     if test is None:
         return

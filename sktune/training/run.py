@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,27 @@ from sktune.tracking import Tracker, start_tracking
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
 from sktune.training.deepspeed_config import size_deepspeed_config
-from sktune.training.engine import DeepSpeedEngine, Engine, PlainEngine
+from sktune.training.deepspeed_engine import DeepSpeedEngine
+from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.optimizer import build_optimizer
 from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, claim_output
+from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import decisions, log_results, run_name, run_tags
 
 logger = logging.getLogger(__name__)
 
 
-def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
+def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Runs a recipe on this rank and returns the summary that is also written to `summary.json`.
+
+    Args:
+        loaded: the recipe, and how it was written.
+        ranks: this process.
+        tags: of the MLflow run, besides those of every run.
 
     Raises:
         ValueError: for whatever the user can correct.
@@ -48,7 +55,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
         tracker = start_tracking(
             recipe.tracking,
             recipe_params=loaded.loggable(),
-            tags=run_tags(recipe, ranks),
+            tags={**run_tags(recipe, ranks), **(tags or {})},
             run_name=run_name(recipe),
             run_id=progress.run_id,
             output_dir=output_dir,
@@ -75,6 +82,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks) -> dict[str, Any]:
         test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
         final_weights = engine.weights()
         summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
+        summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
         if ranks.is_main:
             metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
             save_adapter(output_dir / ADAPTER_FOLDER, loaded, final_weights, assembly.labels, metrics)
@@ -192,4 +200,6 @@ def _summarize(
         summary[f"memory/{name}"] = max(entry[name] for entry in per_rank)
         for rank, entry in enumerate(per_rank):
             summary[f"memory/rank{rank}/{name}"] = entry[name]
+    own = "gpu_allocated_peak_bytes" if ranks.device.type == "cuda" else "resident_peak_bytes"
+    summary["memory/peak_bytes"] = summary[f"memory/{own}"]
     return summary
