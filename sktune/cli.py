@@ -1,6 +1,6 @@
-"""The command line: `sktune train | evaluate | predict | validate`.
+"""The command line: `sktune train | evaluate | predict | compare | report | plan | validate`.
 
-`launchers/train.py` and `launchers/evaluate.py` are the same commands for `deepspeed` and `torchrun`.
+`train.py`, `evaluate.py` and `compare.py` in `launchers/` are the same commands for `deepspeed` and `torchrun`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sktune.comparison.command import (
+    COMPARE_EXAMPLES,
+    REPORT_EXAMPLES,
+    add_compare_arguments,
+    add_report_arguments,
+    run_compare,
+    run_report,
+)
 
 if TYPE_CHECKING:
     from sktune.training.ranks import Ranks
@@ -35,10 +44,31 @@ _PREDICT_EXAMPLES = """examples:
 """
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
+_PLAN_EXAMPLES = """examples:
+  sktune plan recipes/llama7b_conll.yaml --gpus 2 --gpu-memory 8GiB
+  sktune plan recipes/llama7b_conll.yaml model.name_or_path=meta-llama/Llama-2-70b-hf --gpus 4 --gpu-memory 24GiB
+  sktune plan recipes/mistral7b_sst2.yaml --gpu-memory 16GiB --sweep bits,ranks
+  sktune plan recipes/llama7b_rte.yaml --gpus 8 --nodes 2 --json
+"""
 _VALIDATE_EXAMPLES = """examples:
   sktune validate recipes/*.yaml
   sktune validate recipes/llama7b_conll.yaml training.learning_rate=1e-2
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes overrides before, between and behind the options."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside:  # intermixed parsing is made of two plain ones
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
 
 
 def _command(subparsers: Any, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
@@ -69,7 +99,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sktune", description=__doc__.splitlines()[0] if __doc__ else None)
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     train = _command(subparsers, "train", "Train as a recipe says, in this one process.", _TRAIN_EXAMPLES)
     train.add_argument("recipe", help="a recipe file")
     add_train_arguments(train)
@@ -82,6 +112,19 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--text-pair", action="append", help="the second text of a pair, one for each --text")
     predict.add_argument("--file", type=Path, help="a text file, one text a line")
     predict.add_argument("--json", action="store_true", help="print one JSON object a line, with every detail")
+    compare = _command(subparsers, "compare", "Run several methods on one recipe, each once.", COMPARE_EXAMPLES)
+    compare.add_argument("recipe", help="a recipe file")
+    add_compare_arguments(compare)
+    report = _command(subparsers, "report", "Tables and pictures of a comparison.", REPORT_EXAMPLES)
+    add_report_arguments(report)
+    plan = _command(subparsers, "plan", "Tell the memory a run needs, without loading anything.", _PLAN_EXAMPLES)
+    plan.add_argument("recipe", help="a recipe file")
+    plan.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
+    plan.add_argument("--gpus", type=int, help="GPUs of a node (default: those of this machine, at least 1)")
+    plan.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
+    plan.add_argument("--gpu-memory", help="memory of a GPU, like 24GiB (default: that of this machine's, if any)")
+    plan.add_argument("--json", action="store_true", help="print everything, bytes as integers")
+    plan.add_argument("--sweep", metavar="AXES", help="a grid over some of bits,ranks,checkpointing,batch")
     validate = _command(subparsers, "validate", "Check recipes, without loading anything.", _VALIDATE_EXAMPLES)
     validate.add_argument("recipes", nargs="+", metavar="recipe or section.field=value")
     return parser
@@ -99,17 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return guarded(run_train, options.recipe, options.overrides, options.resume)
     if options.command == "evaluate":
         return guarded(run_evaluate, options.output, options.split, options.overrides)
+    if options.command == "compare":
+        return guarded(run_compare, options.recipe, options)
+    if options.command == "report":
+        return guarded(run_report, options)
+    if options.command == "plan":
+        return guarded(_run_plan, options)
     return guarded(_run_predict, options)
 
 
 def guarded(command: Any, *arguments: Any) -> int:
-    """Runs a command; a user's mistake becomes one message and exit status 2, not a traceback.
+    """Runs a command; returns its exit status, 0 where it has none of its own.
 
-    SKTUNE_DEBUG=1 shows tracebacks all the same.
+    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same.
     """
     try:
-        command(*arguments)
-        return 0
+        return command(*arguments) or 0
     except (ValueError, FloatingPointError) as error:
         if os.environ.get("SKTUNE_DEBUG"):
             raise
@@ -159,11 +207,11 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
 
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the run is ended in order
-    ranks = _join(loaded.recipe.distributed.timeout_seconds)
+    ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
     from sktune.training.run import train
 
     summary = train(loaded, ranks)
-    _leave()
+    leave()
     if ranks.is_main:
         _print_summary(summary, loaded.recipe.output.dir, loaded.recipe.tracking)
 
@@ -188,21 +236,28 @@ def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:
     from sktune.recipe import load_recipe
 
     timeout = load_recipe(adapter_folder(output) / "recipe.yaml", overrides).distributed.timeout_seconds
-    ranks = _join(timeout)
+    ranks = join_ranks(timeout)
     result = evaluate_run(output, split, ranks, overrides)
-    _leave()
+    leave()
     if ranks.is_main:
         print(json.dumps(result, indent=1))
 
 
-def _join(timeout_seconds: int) -> Ranks:
+def _run_plan(options: argparse.Namespace) -> None:
+    _prepare_process()
+    from sktune.planning.command import run_plan
+
+    run_plan(options)
+
+
+def join_ranks(timeout_seconds: int) -> Ranks:
     _prepare_process()
     from sktune.training.ranks import start_ranks
 
     return start_ranks(timeout_seconds)
 
 
-def _leave() -> None:
+def leave() -> None:
     from sktune.training.ranks import leave_ranks
 
     leave_ranks()
@@ -217,7 +272,7 @@ def _run_predict(options: argparse.Namespace) -> None:
             raise ValueError(f"--file: {options.file} cannot be read: {error.strerror}") from error
     if not texts:
         raise ValueError("--text: nothing to predict; give --text or --file")
-    ranks = _join(1800)
+    ranks = join_ranks(1800)
     from sktune.inference import predict
 
     for answer in predict(options.output, texts, options.text_pair, ranks, options.overrides):

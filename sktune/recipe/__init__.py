@@ -16,6 +16,7 @@ from sktune.recipe.loading import (
 from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod, SKPrefixMethod, SKPromptMethod
 from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
 from sktune.recipe.schema import (
+    CompareSection,
     DataSection,
     DistributedSection,
     ModelSection,
@@ -29,6 +30,7 @@ from sktune.recipe.schema import (
 
 __all__ = [
     "DEEPSPEED_PRESETS",
+    "CompareSection",
     "DataSection",
     "DistributedSection",
     "HeadOnlyMethod",

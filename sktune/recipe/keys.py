@@ -91,6 +91,8 @@ def _type_in_words(annotation: Any) -> str:
         return ", ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in get_args(annotation))
     if origin in (Union, UnionType):
         return " or ".join(_type_in_words(member) for member in get_args(annotation))
+    if origin is dict and get_args(annotation)[1] is not str:
+        return "`name: ...` lines"
     return _TYPE_NAMES.get(origin or annotation, str(annotation))
 
 

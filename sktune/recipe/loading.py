@@ -34,8 +34,11 @@ class LoadedRecipe:
     source: Path
 
     def loggable(self) -> dict[str, Any]:
-        """Every field, defaults included, with texts that hold `${NAME}` left as they were written."""
-        return _with_references(self.recipe.model_dump(mode="json"), self.as_written)
+        """Every field of a run, defaults included, with texts that hold `${NAME}` left as they were written.
+
+        The section `compare` is left out: it says nothing of this run.
+        """
+        return _with_references(self.recipe.model_dump(mode="json", exclude={"compare"}), self.as_written)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -6,7 +6,7 @@ frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -168,6 +168,24 @@ class OutputSection(Section):
     overwrite: bool = Field(False, description="Start anew in a folder that already holds a run.")
 
 
+class CompareSection(Section):
+    """What `sktune compare` makes of this recipe; a single run does not read it."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Label -> method section. `name` may be left out where the label is one; a text that a method "
+        "needs and does not give is the recipe's own.",
+    )
+    seeds: int = Field(1, ge=1, description="How many: training.seed and the ones after it.")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="section.field -> values; every method runs at every combination."
+    )
+    select: Literal["validation", "none"] = Field(
+        "validation",
+        description="A method's entry in the report: its best combination by the validation score, or each of them.",
+    )
+
+
 class Recipe(Section):
     """One training run as data."""
 
@@ -180,3 +198,4 @@ class Recipe(Section):
     distributed: DistributedSection = DistributedSection()
     tracking: TrackingSection = TrackingSection()
     output: OutputSection
+    compare: CompareSection = CompareSection()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from sktune.recipe.comparing import compared_method
 from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest
 from sktune.recipe.rules import broken_rules
-from sktune.recipe.schema import Recipe
+from sktune.recipe.schema import CompareSection, Recipe
 from sktune.recipe.section import Section
 
 
@@ -39,7 +41,27 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         else:
             sections[name] = info.get_default(call_default_factory=True)
     problems += broken_rules(sections)
+    problems += _compared_methods(sections.get("compare"), mapping.get("method"))
     return (None, problems) if problems else (Recipe(**given), [])
+
+
+def _compared_methods(compare: Section | None, own: Any) -> list[Problem]:
+    """What is wrong with the method sections of `compare`, each by itself; see `comparing` for what is filled in."""
+    if not isinstance(compare, CompareSection):
+        return []
+    problems: list[Problem] = []
+    for label, fields in compare.methods.items():
+        section, found = _check_section("method", compared_method(label, fields, own))
+        if section is not None and not found:
+            found = broken_rules({"method": section})
+        where = f"compare.methods.{label}"
+        problems += [
+            replace(problem, field=where + problem.field.removeprefix("method"))
+            for problem in found
+            # The recipe's own method may have been overridden by one without a text: only a comparison needs it.
+            if (problem.field, problem.message) != ("method.text", "is required")
+        ]
+    return problems
 
 
 def _check_section(name: str, content: Any) -> tuple[Section | None, list[Problem]]:

@@ -28,8 +28,19 @@ GIT_COMMIT_TAG = "mlflow.source.git.commit"
 SOURCE_NAME_TAG = "mlflow.source.name"
 USER_TAG = "mlflow.user"
 
+# Of the runs of a comparison (sktune.comparison).
+PARENT_RUN_TAG = "mlflow.parentRunId"
+PARENT_LOCAL_ID_TAG = "sktune.parent_local_id"
+COMPARISON_TAG = "sktune.comparison"
+GRID_PREFIX = "grid."
+STEPS_TO_TARGET_TAG = "steps_to_target"
+
 # Metrics and params of the finished run, apart from the curves of the same name.
 FINAL_PREFIX = "final/"
+
+# The few numbers that runs are compared by. MLflow's page for comparing runs shows a handful of metrics at a time, in
+# alphabetical order: these come first.
+COMPARE_PREFIX = "compare/"
 
 # Limits of MLflow 3 (mlflow.utils.validation; a test compares). Kept here so that ranks and runs that
 # never talk to MLflow need not import it.

@@ -62,6 +62,7 @@ class MlflowRun:
         run_id, state = self.record.run_id, self.record.state
         self._send_params(run_id)
         self._send_tags(run_id)
+        self._nest(run_id)
         self._send_points(run_id)
         if state.status != RUNNING and not self._ended:
             self._client.set_terminated(run_id, status=state.status, end_time=state.end_time)
@@ -123,16 +124,29 @@ class MlflowRun:
         state = self.record.state
         experiment = experiment_id(self._client, state.experiment_name, self._uri)
         # An earlier attempt may have made the run and not lived to hear of it.
-        mine = f"tags.`{names.LOCAL_ID_TAG}` = '{state.local_id}'"
-        found = self._client.search_runs([experiment], filter_string=mine, max_results=1)
-        if found:
-            return found[0]
+        found = self._run_of(experiment, state.local_id)
+        if found is not None:
+            return found
         return self._client.create_run(
             experiment,
             start_time=state.start_time,
             run_name=state.run_name,
             tags={names.LOCAL_ID_TAG: state.local_id},
         )
+
+    def _run_of(self, experiment: str, local_id: str) -> Run | None:
+        mine = f"tags.`{names.LOCAL_ID_TAG}` = '{local_id}'"
+        return next(iter(self._client.search_runs([experiment], filter_string=mine, max_results=1)), None)
+
+    def _nest(self, run_id: str) -> None:
+        """Puts the run below the one it belongs to, once this store has that one."""
+        parent = self.record.state.tags.get(names.PARENT_LOCAL_ID_TAG)
+        if parent is None or names.PARENT_RUN_TAG in self._tags:
+            return
+        found = self._run_of(self._client.get_run(run_id).info.experiment_id, parent)
+        if found is not None:
+            self._client.set_tag(run_id, names.PARENT_RUN_TAG, found.info.run_id)
+            self._tags[names.PARENT_RUN_TAG] = found.info.run_id
 
     def _send_params(self, run_id: str) -> None:
         from mlflow.entities import Param

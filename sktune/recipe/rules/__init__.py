@@ -11,12 +11,20 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 
 from sktune.recipe.errors import Problem
-from sktune.recipe.rules import baselines, data, method, model, task, training
+from sktune.recipe.rules import baselines, compare, data, method, model, task, training
 from sktune.recipe.section import Section
 
 Rule = Callable[..., Iterator[Problem]]
 
-RULES: tuple[Rule, ...] = (*model.RULES, *method.RULES, *baselines.RULES, *task.RULES, *data.RULES, *training.RULES)
+RULES: tuple[Rule, ...] = (
+    *model.RULES,
+    *method.RULES,
+    *baselines.RULES,
+    *task.RULES,
+    *data.RULES,
+    *training.RULES,
+    *compare.RULES,
+)
 
 
 def broken_rules(sections: Mapping[str, Section]) -> list[Problem]:

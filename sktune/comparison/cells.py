@@ -1,0 +1,205 @@
+"""What a comparison runs: methods x grid points x seeds, each a recipe that differs in nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sktune.recipe import CompareSection, LoadedRecipe, Problem, RecipeError, flatten, load_recipe_document
+from sktune.recipe.comparing import METHOD_NAMES, compared_method
+
+CELLS_FOLDER = "cells"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    name: of its folder; readable, and different for each cell.
+    label: the method as the comparison calls it.
+    method: `method.name`.
+    grid: the values of the grid's fields here, by dotted name.
+    overrides: what makes the cell's recipe of the comparison's.
+    """
+
+    name: str
+    label: str
+    method: str
+    grid: dict[str, Any]
+    seed: int
+    overrides: tuple[str, ...]
+    loaded: LoadedRecipe
+
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """What makes this cell's result what it is: its recipe but for names, places and how it is launched."""
+        flat = flatten(self.loaded.loggable())
+        beside = ("output.", "tracking.", "training.resume", "distributed.timeout_seconds")
+        return {key: value for key, value in flat.items() if not key.startswith(beside)}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A method that cannot work with some of the comparison's settings, and why."""
+
+    label: str
+    points: int
+    problems: tuple[Problem, ...]
+
+
+def plan_cells(
+    source: Path, overrides: Sequence[str], folder: Path, chosen: Sequence[str] = ()
+) -> tuple[list[Cell], list[Refused], LoadedRecipe]:
+    """(cells in the order they run, what cannot work, the comparison's own recipe).
+
+    Args:
+        source: the recipe file.
+        overrides: the user's, for all cells.
+        folder: of the comparison.
+        chosen: labels of `compare.methods`, or names of methods; none takes `compare.methods`.
+
+    Raises:
+        ValueError: for a recipe that is wrong by itself, or nothing to compare.
+    """
+    base = load_recipe_document(source, overrides)
+    section = base.recipe.compare
+    methods = _methods(base, section, chosen)
+    points = [dict(zip(section.grid, values, strict=True)) for values in itertools.product(*section.grid.values())]
+    _check_selection(base, section, len(points))
+    names = _short_names(list(section.grid))
+    cells: list[Cell] = []
+    refused: list[Refused] = []
+    for label, method in methods.items():
+        found: dict[str, Problem] = {}
+        refused_points = 0
+        for point in points:
+            seeds = [base.recipe.training.seed + offset for offset in range(section.seeds)]
+            try:
+                cells += [_cell(source, overrides, folder, label, method, point, names, seed) for seed in seeds]
+            except RecipeError as error:
+                refused_points += 1
+                found |= {str(problem): problem for problem in error.problems}
+        if found:
+            refused.append(Refused(label, refused_points, tuple(found.values())))
+    return _with_names_of_their_own(cells, folder), refused, base
+
+
+def refusal_message(refused: Sequence[Refused], points: int) -> str:
+    """All that cannot work, with field and reason, in one text."""
+    lines = [f"{len(refused)} of the methods cannot work with this recipe (--skip-refused runs the others):"]
+    for entry in refused:
+        where = "" if entry.points == points else f" (at {entry.points} of {points} grid points)"
+        for problem in entry.problems:
+            lines.append(f"  {entry.label}{where}: {problem.field} {problem.value}".rstrip())
+            lines.append(f"      {problem.message}")
+            lines += [f"      cure: {problem.cure}"] if problem.cure else []
+    return "\n".join(lines)
+
+
+def _methods(base: LoadedRecipe, section: CompareSection, chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Label -> method section as written."""
+    own = base.as_written.get("method", {})
+    written: Mapping[str, Any] = (base.as_written.get("compare") or {}).get("methods") or {}
+    known = list(dict.fromkeys([*section.methods, *METHOD_NAMES]))
+    if strangers := [label for label in chosen if label not in known]:
+        near = difflib.get_close_matches(strangers[0], known, n=1)
+        raise ValueError(
+            f"--methods: {', '.join(strangers)}: no label of compare.methods and no method; allowed: "
+            f"{', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    labels = list(dict.fromkeys(chosen or section.methods))
+    if not labels:
+        raise ValueError(
+            f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},lora,... "
+            "or list methods in the recipe's section compare"
+        )
+    found = {}
+    for label in labels:
+        if label not in written and label == own.get("name"):
+            found[label] = dict(own)
+        else:
+            found[label] = compared_method(label, written.get(label) or {}, own)
+    return found
+
+
+def _check_selection(base: LoadedRecipe, section: CompareSection, points: int) -> None:
+    if points > 1 and section.select == "validation" and base.recipe.data.validation is None:
+        raise ValueError(
+            "compare.select: the grid has several points and data.validation is null, so none can be chosen; name a "
+            "validation split, or set compare.select=none to report every point"
+        )
+
+
+def _cell(
+    source: Path,
+    overrides: Sequence[str],
+    folder: Path,
+    label: str,
+    method: dict[str, Any],
+    point: dict[str, Any],
+    names: Mapping[str, str],
+    seed: int,
+) -> Cell:
+    suffix = "".join(f"-{names[field]}={_readable(value)}" for field, value in point.items()) + f"-seed{seed}"
+    changes = (
+        f"method={json.dumps(method, ensure_ascii=False)}",
+        *(f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in point.items()),
+        f"training.seed={seed}",
+    )
+    own = ("training.resume=auto", "output.overwrite=false", "compare={}")
+    loaded = load_recipe_document(source, [*overrides, *changes, *own])
+    model = loaded.recipe.model.name_or_path.rstrip("/").rsplit("/", 1)[-1].removeprefix("embedded:")
+    bits = f"{loaded.recipe.quantization.bits}bit" if loaded.recipe.quantization.bits else loaded.recipe.model.dtype
+    name = f"{label}{suffix}"
+    run_name = f"{label}-{model}-{bits}{suffix}"
+    loaded = _placed(loaded, str(folder / CELLS_FOLDER / name), run_name)
+    return Cell(name, label, loaded.recipe.method.name, point, seed, changes, loaded)
+
+
+def _placed(loaded: LoadedRecipe, output: str, run_name: str) -> LoadedRecipe:
+    """The recipe with its own folder and run name, and without the section that makes a comparison of it."""
+    recipe = loaded.recipe
+    place = {"dir": output, "overwrite": False}
+    recipe = recipe.model_copy(
+        update={
+            "compare": CompareSection(),
+            "output": recipe.output.model_copy(update=place),
+            "tracking": recipe.tracking.model_copy(update={"run_name": run_name}),
+        }
+    )
+    written = {key: value for key, value in loaded.as_written.items() if key != "compare"}
+    written["output"] = {**(written.get("output") or {}), **place}
+    written["tracking"] = {**(written.get("tracking") or {}), "run_name": run_name}
+    return LoadedRecipe(recipe, written, loaded.source)
+
+
+def _with_names_of_their_own(cells: list[Cell], folder: Path) -> list[Cell]:
+    """Values that read alike once shortened (two long paths) get a number."""
+    seen: dict[str, int] = {}
+    result = []
+    for cell in cells:
+        seen[cell.name] = seen.get(cell.name, 0) + 1
+        if (count := seen[cell.name]) > 1:
+            name = f"{cell.name}_{count}"
+            run_name = f"{cell.loaded.recipe.tracking.run_name}_{count}"
+            loaded = _placed(cell.loaded, str(folder / CELLS_FOLDER / name), run_name)
+            cell = dataclasses.replace(cell, name=name, loaded=loaded)
+        result.append(cell)
+    return result
+
+
+def _short_names(fields: Sequence[str]) -> dict[str, str]:
+    """`training.learning_rate` -> `learning_rate`, where no other field of the grid ends so."""
+    last = [field.rpartition(".")[2] for field in fields]
+    return {field: name if last.count(name) == 1 else field for field, name in zip(fields, last, strict=True)}
+
+
+def _readable(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "_", text)[-40:]

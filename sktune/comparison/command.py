@@ -1,0 +1,147 @@
+"""The commands `sktune compare` and `sktune report`, and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+COMPARE_EXAMPLES = """examples:
+  sktune compare recipes/compare_embedded.yaml
+  sktune compare recipes/quickstart.yaml --methods sk_prefix,lora,head_only --seeds 3 --output runs/three \\
+      --grid training.learning_rate=1e-3,3e-3,1e-2
+  deepspeed --num_gpus 2 launchers/compare.py --recipe recipes/compare_embedded.yaml
+
+The same command again goes on: finished cells are not run again, an interrupted one resumes.
+"""
+REPORT_EXAMPLES = """examples:
+  sktune report runs/compare_embedded
+  sktune report runs/compare_embedded --format md
+  sktune report quickstart --tracking-uri sqlite:///mlflow.db
+"""
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a comparison besides the recipe."""
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of all cells")
+    parser.add_argument("--methods", help="labels of compare.methods or names of methods, separated by commas")
+    parser.add_argument("--seeds", type=int, help="how many: training.seed and the ones after it")
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=A,B", help="values of a field; may be given several times"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the comparison (default: the recipe's output.dir)")
+    parser.add_argument("--skip-refused", action="store_true", help="run what can work, where something cannot")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a report."""
+    parser.add_argument("comparison", help="folder of a comparison, or the name of an MLflow experiment")
+    parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table", help="what is printed")
+    parser.add_argument("--tracking-uri", help="where the experiment is; its newest comparison is reported")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: report/ in the comparison)")
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """The command line as overrides of the recipe.
+
+    Raises:
+        ValueError: for a grid that is not `field=value,value`.
+    """
+    overrides = list(options.overrides)
+    if options.seeds is not None:
+        overrides.append(f"compare.seeds={options.seeds}")
+    if options.grid:
+        overrides.append("compare.grid={}")
+    for item in options.grid:
+        field, equals, values = item.partition("=")
+        if not equals or not values.strip():
+            raise ValueError(f"--grid: {item!r} is not FIELD=VALUE,VALUE, for example training.learning_rate=1e-3,3e-3")
+        values = values.strip()
+        overrides.append(f"compare.grid.{field.strip()}={values if values.startswith('[') else f'[{values}]'}")
+    return overrides
+
+
+def run_compare(recipe: str, options: argparse.Namespace) -> int:
+    """`sktune compare`, on this rank; returns 1 where a cell failed."""
+    from sktune.comparison.cells import plan_cells, refusal_message
+    from sktune.recipe import load_recipe
+
+    overrides = overrides_of(options)
+    own = load_recipe(recipe, overrides)
+    folder = options.output or Path(own.output.dir)
+    chosen = [part.strip() for part in (options.methods or "").split(",") if part.strip()]
+    cells, refused, base = plan_cells(Path(recipe), overrides, folder, chosen)
+    if refused:
+        message = refusal_message(refused, _points(own.compare.grid))
+        if not options.skip_refused or not cells:
+            raise ValueError(message)
+        print(message, file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that runs are ended in order
+
+    from sktune.cli import join_ranks, leave
+
+    ranks = join_ranks(own.distributed.timeout_seconds)
+    from sktune.comparison.runner import compare
+
+    report = compare(cells, base, overrides, folder, ranks)
+    if report is not None:  # on the main rank
+        _print(report, "table")
+        print(f"comparison: {folder}  (report: {folder}/report/report.md)")
+        if own.tracking.enabled:
+            print(f"tracked: {own.tracking.tracking_uri}, experiment {own.tracking.experiment_name}", flush=True)
+    ranks.barrier()  # a launcher ends the others when one has gone
+    leave()
+    return int(report is not None and any(cell.name in report.failed for cell in cells))
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """`sktune report`."""
+    from sktune.cli import _prepare_process
+
+    _prepare_process()
+    from sktune.comparison.report import build_report
+    from sktune.comparison.results import read_results
+    from sktune.comparison.state import FILE
+    from sktune.comparison.tables import write_report
+
+    folder = Path(options.comparison)
+    if (folder / FILE).exists() or (options.tracking_uri is None and folder.is_dir()):
+        results, place = read_results(folder), folder / "report"
+    elif options.tracking_uri is None:
+        raise ValueError(
+            f"{folder}: no such folder; give the folder of a comparison, or the name of an MLflow experiment with "
+            "--tracking-uri (for example sqlite:///mlflow.db)"
+        )
+    else:
+        from sktune.comparison.mlflow_results import read_experiment
+
+        results = read_experiment(options.comparison, options.tracking_uri)
+        place = Path("runs") / results.name / "report"
+    report = build_report(results)
+    files = write_report(report, options.output or place)
+    _print(report, options.format)
+    print(f"written: {', '.join(str(file) for file in files)}", file=sys.stderr)
+    return 0
+
+
+def _points(grid: Any) -> int:
+    count = 1
+    for values in grid.values():
+        count *= len(values)
+    return count
+
+
+def _print(report: Any, kind: str) -> None:
+    from rich.console import Console
+
+    from sktune.comparison import tables
+
+    if kind == "table":
+        console = Console()
+        # Without a terminal nobody sees a width: lines are as long as they are.
+        (console if console.is_terminal else Console(width=200)).print(tables.as_table(report))
+    else:
+        texts = {"md": tables.as_markdown, "csv": tables.as_csv, "json": tables.as_json}
+        print(texts[kind](report), end="")

@@ -1,0 +1,95 @@
+"""The same results, read from the runs of an MLflow experiment."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sktune.comparison.results import CellResult, Results
+from sktune.tracking import names
+from sktune.tracking.uri import first_line, open_client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+_STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
+
+
+def read_experiment(name: str, tracking_uri: str) -> Results:
+    """The newest comparison of an experiment.
+
+    Raises:
+        ValueError: the store does not answer, or holds no such experiment or comparison.
+    """
+    client = open_client(tracking_uri)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            known = ", ".join(repr(other.name) for other in client.search_experiments())
+            raise ValueError(f"no experiment {name!r} at {tracking_uri}; there are {known or 'none'}")
+        parents = client.search_runs(
+            [experiment.experiment_id],
+            filter_string=f"tags.`{names.COMPARISON_TAG}` != ''",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        if not parents:
+            raise ValueError(f"the experiment {name!r} holds no comparison; sktune compare makes one")
+        return _results(client, parents[0], experiment.experiment_id)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"--tracking-uri: {tracking_uri} does not answer ({first_line(error, tracking_uri)})"
+        ) from error
+
+
+def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:
+    tags = parent.data.tags
+    metric = tags[f"{names.COMPARISON_TAG}.metric"]
+    mine = f"tags.`{names.PARENT_RUN_TAG}` = '{parent.info.run_id}'"
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment], filter_string=mine, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            break
+    newest = {run.data.tags["cell"]: run for run in runs if "cell" in run.data.tags}  # one begun anew has two runs
+    return Results(
+        name=tags[names.COMPARISON_TAG],
+        task=tags[f"{names.COMPARISON_TAG}.task"],
+        metric=metric,
+        select=tags[f"{names.COMPARISON_TAG}.select"],
+        cells=tuple(_cell(client, run, metric) for run in newest.values()),
+        floor=json.loads(tags[f"{names.COMPARISON_TAG}.floor"]),
+        environment={"device": tags.get("device", "?"), "ranks": tags.get("ranks", "?")},
+    )
+
+
+def _cell(client: MlflowClient, run: Run, metric: str) -> CellResult:
+    tags, metrics = run.data.tags, run.data.metrics
+    prefix = names.FINAL_PREFIX
+    history = client.get_metric_history(run.info.run_id, f"validation/{metric}")
+    grid: dict[str, Any] = {}
+    for tag, value in tags.items():
+        if tag.startswith(names.GRID_PREFIX):
+            try:
+                grid[tag.removeprefix(names.GRID_PREFIX)] = json.loads(value)
+            except ValueError:
+                grid[tag.removeprefix(names.GRID_PREFIX)] = value
+    return CellResult(
+        name=tags["cell"],
+        label=tags["label"],
+        method=tags["method"],
+        grid=grid,
+        seed=int(tags["seed"]),
+        status=_STATUS.get(run.info.status, "failed"),
+        error=tags.get(names.ERROR_TAG),
+        summary={key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)},
+        curve=tuple(sorted((point.step, point.value) for point in history)),
+    )

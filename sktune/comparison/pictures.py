@@ -1,0 +1,95 @@
+"""Pictures of a report, as PNG files. Drawn without pyplot: no display, no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sktune.comparison.report import Entry, Report
+
+_MARKERS = "osD^vPX*<>hp"
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Metric over steps, score against parameters, throughput against memory; only those with something to show."""
+    kinds: tuple[tuple[str, Callable[[Report, Any], bool]], ...] = (
+        ("metric_over_steps.png", _metric_over_steps),
+        ("score_against_parameters.png", _score_against_parameters),
+        ("throughput_against_memory.png", _throughput_against_memory),
+    )
+    drawn = []
+    for name, picture in kinds:
+        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        if picture(report, figure.add_subplot()):
+            figure.savefig(folder / name, dpi=120, format="png")
+            drawn.append(folder / name)
+    return drawn
+
+
+def _style(report: Report, entry: Entry) -> dict[str, Any]:
+    """The same colour and marker in every picture."""
+    order = sorted(range(len(report.entries)), key=lambda i: (report.entries[i].label, i))
+    place = order.index(report.entries.index(entry))
+    return {"color": colormaps["tab20"](place % 20 / 20), "marker": _MARKERS[place % len(_MARKERS)]}
+
+
+def _name(report: Report, entry: Entry) -> str:
+    if report.select == "validation" or not entry.grid:
+        return entry.label
+    return f"{entry.label} ({', '.join(str(value) for value in entry.grid.values())})"
+
+
+def _metric_over_steps(report: Report, axes: Any) -> bool:
+    entries = [entry for entry in report.entries if entry.curve]
+    for entry in entries:
+        steps = list(entry.curve)
+        means = [point.mean for point in entry.curve.values()]
+        widths = [point.deviation or 0.0 for point in entry.curve.values()]
+        style = _style(report, entry)
+        axes.plot(steps, means, label=_name(report, entry), markersize=4, **style)
+        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    if report.target is not None:
+        axes.axhline(report.target, color="grey", linestyle="--", linewidth=1, label="95% of the best")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(f"validation {report.metric}")
+    axes.set_title("mean over seeds, band: one standard deviation")
+    if entries:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return bool(entries)
+
+
+def _score_against_parameters(report: Report, axes: Any) -> bool:
+    shown = [(e, e.trainable_parameters, e.score) for e in report.entries if e.trainable_parameters and e.score]
+    for entry, parameters, score in shown:
+        axes.errorbar(parameters, score.mean, yerr=score.deviation, capsize=3, **_style(report, entry))
+        _write(axes, _name(report, entry), parameters, score.mean)
+    if report.floor is not None:
+        axes.axhline(report.floor, color="grey", linestyle=":", linewidth=1)
+        axes.annotate(report.floor_name, (0.01, report.floor), xycoords=("axes fraction", "data"), fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel(f"{report.split} {report.metric}")
+    return bool(shown)
+
+
+def _throughput_against_memory(report: Report, axes: Any) -> bool:
+    shown = [(e, e.peak_bytes, e.tokens_per_second) for e in report.entries if e.peak_bytes and e.tokens_per_second]
+    for entry, peak, speed in shown:
+        axes.errorbar(peak / 1e6, speed.mean, yerr=speed.deviation, capsize=3, **_style(report, entry))
+        _write(axes, _name(report, entry), peak / 1e6, speed.mean)
+    axes.margins(x=0.15)
+    axes.set_xlabel("peak memory of a rank (MB)")
+    axes.set_ylabel("real tokens per second")
+    return bool(shown)
+
+
+def _write(axes: Any, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)

@@ -1,0 +1,210 @@
+"""Running a comparison: every rank runs the same cells in the same order, the main one keeps the books."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sktune.comparison.cells import Cell
+from sktune.comparison.floor import constant_answer
+from sktune.comparison.parent import REPORT_FOLDER, cell_tags, end_abandoned_run, log_report, start_parent
+from sktune.comparison.report import Report, build_report
+from sktune.comparison.results import read_results
+from sktune.comparison.state import FILE, ComparisonState, load_state
+from sktune.comparison.tables import write_report
+from sktune.data import load_splits
+from sktune.recipe import LoadedRecipe, metrics_of
+from sktune.tracking import Tracker
+from sktune.training.output import RECIPE_FILE, SUMMARY_FILE
+from sktune.training.ranks import Ranks
+from sktune.training.run import train
+
+logger = logging.getLogger(__name__)
+
+ERROR_FILE = "error.txt"
+T = TypeVar("T")
+
+
+def compare(
+    cells: Sequence[Cell], base: LoadedRecipe, overrides: Sequence[str], folder: Path, ranks: Ranks
+) -> Report | None:
+    """Runs what has not finished yet, and reports over all of it.
+
+    A cell that fails with the user's mistake or a loss that is no number is recorded, and the next one runs. With
+    one process that holds for any error; with several an unexpected one may have parted the ranks, so it ends
+    the launch, and the same command goes on from there.
+
+    Returns:
+        The report, on the main rank.
+
+    Raises:
+        ValueError: for what makes the whole comparison impossible.
+    """
+    state = _together(ranks, lambda: _open(cells, base, overrides, folder, ranks))
+    tracker: Tracker | None = None
+    try:
+        tracker, tags = _parent(base, state, folder, ranks)
+        for number, cell in enumerate(cells, 1):
+            finished = ranks.broadcast(state.cell(cell.name).status == "finished")
+            logger.info("cell %d/%d: %s%s", number, len(cells), cell.name, " (finished before)" if finished else "")
+            if not finished:
+                if ranks.is_main:
+                    end_abandoned_run(base, folder / state.cell(cell.name).folder)
+                _run(cell, {**tags, **cell_tags(cell)}, state, folder, ranks)
+                tracker.set_tags({"cells": _progress(state)})
+        report = _report(base, folder, tracker) if ranks.is_main else None
+        if report is not None and report.failed:
+            tracker.finish("FAILED", f"{len(report.failed)} cells failed: {', '.join(report.failed)}")
+        else:
+            tracker.finish("FINISHED")
+        ranks.barrier()
+        return report
+    except BaseException as error:
+        if tracker is not None:
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _open(
+    cells: Sequence[Cell], base: LoadedRecipe, overrides: Sequence[str], folder: Path, ranks: Ranks
+) -> ComparisonState:
+    """The folder's comparison with these cells in it; on the main rank."""
+    recipe = base.recipe
+    if (folder / FILE).exists():
+        state = load_state(folder)
+    elif (folder / RECIPE_FILE).exists():
+        raise ValueError(
+            f"output.dir: {folder} holds a single run; choose another folder for the comparison (--output)"
+        )
+    else:
+        state = ComparisonState(
+            name=folder.resolve().name,
+            recipe=str(base.source),
+            overrides=list(overrides),
+            task=recipe.task.name,
+            metric=recipe.training.metric_for_best_model or metrics_of(recipe.task)[0],
+            select=recipe.compare.select,
+        )
+    for cell in state.add(list(cells)):
+        shutil.rmtree(folder / cell.folder, ignore_errors=True)
+    if state.floor is None:
+        # Also finds the data's mistakes before the first cell.
+        state.floor = constant_answer(load_splits(recipe.data, recipe.task), recipe.task)
+    state.select = recipe.compare.select
+    state.environment = _environment(ranks)
+    state.save(folder)
+    return state
+
+
+def _parent(base: LoadedRecipe, state: ComparisonState, folder: Path, ranks: Ranks) -> tuple[Tracker, dict[str, str]]:
+    started: list[tuple[Tracker, dict[str, str]]] = []
+
+    def start() -> None:
+        started.append(start_parent(base, state, folder, ranks))
+
+    _together(ranks, start)
+    return started[0] if ranks.is_main else start_parent(base, state, folder, ranks)
+
+
+def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path, ranks: Ranks) -> None:
+    place = folder / state.cell(cell.name).folder
+    earlier: dict[str, Any] = {}
+    if ranks.is_main:
+        earlier = _earlier_summary(place)
+        (place / ERROR_FILE).unlink(missing_ok=True)
+        state.note(folder, cell.name, "running")
+    try:
+        summary = train(cell.loaded, ranks, tags)
+    except Exception as error:
+        same_on_all_ranks = isinstance(error, ValueError | FloatingPointError)
+        if ranks.is_main:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            state.note(folder, cell.name, "failed", error=message)
+            logger.error("cell %s failed: %s", cell.name, message)
+        if ranks.world_size > 1 and not same_on_all_ranks:
+            raise
+    else:
+        if ranks.is_main:
+            state.note(folder, cell.name, "finished", summary=earlier | summary)
+    _give_back_memory()
+
+
+def _earlier_summary(place: Path) -> dict[str, Any]:
+    """Numbers of a cell that was killed just after its end: going on from its last step measures no speed."""
+    try:
+        return dict(json.loads((place / SUMMARY_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _report(base: LoadedRecipe, folder: Path, tracker: Tracker) -> Report:
+    report = build_report(read_results(folder))
+    files = write_report(report, folder / REPORT_FOLDER)
+    address = log_report(base, report, [*files, folder / FILE], tracker, folder)
+    if address is not None:
+        logger.info("side by side in MLflow: %s", address)
+    return report
+
+
+def _together(ranks: Ranks, action: Callable[[], T]) -> Any:
+    """What `action` returns on the main rank; its ValueError is raised on every rank."""
+    outcome: tuple[str, Any] = ("", None)
+    if ranks.is_main:
+        try:
+            outcome = ("", action())
+        except ValueError as error:
+            outcome = (str(error) or type(error).__name__, None)
+    message, value = ranks.broadcast(outcome)
+    if message:
+        raise ValueError(message)
+    return value
+
+
+def _progress(state: ComparisonState) -> str:
+    counts = {status: sum(cell.status == status for cell in state.cells) for status in ("finished", "failed")}
+    return f"{counts['finished']} of {len(state.cells)} finished" + (
+        f", {counts['failed']} failed" if counts["failed"] else ""
+    )
+
+
+def _environment(ranks: Ranks) -> dict[str, Any]:
+    packages = ("sktune", "torch", "transformers", "deepspeed", "bitsandbytes", "peft")
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout
+            continue
+    return {
+        "device": device,
+        "ranks": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        **versions,
+    }
+
+
+def _give_back_memory() -> None:
+    """So that a cell's peak does not count what an earlier one left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
+        return

@@ -1,0 +1,151 @@
+"""`comparison.json`: what a comparison consists of and how far it is. Written in one step after every change."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sktune.comparison.cells import CELLS_FOLDER, Cell
+
+FILE = "comparison.json"
+Status = Literal["planned", "running", "finished", "failed"]
+
+
+@dataclass
+class CellState:
+    """One cell as the file keeps it.
+
+    folder: relative to the comparison's; `curves` lies there too: one JSON object a line, with step and metrics.
+    settings: the flat recipe that the result belongs to.
+    summary: final numbers, as in the cell's `summary.json`.
+    started, ended: seconds since 1970.
+    """
+
+    name: str
+    label: str
+    method: str
+    grid: dict[str, Any]
+    seed: int
+    folder: str
+    curves: str
+    overrides: list[str]
+    settings: dict[str, Any]
+    status: Status = "planned"
+    error: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass
+class ComparisonState:
+    """The whole file.
+
+    metric: validation chooses by it, and the report compares it.
+    floor: scores of the best constant answer, by split; see `floor`.
+    """
+
+    name: str
+    recipe: str
+    overrides: list[str]
+    task: str
+    metric: str
+    select: str
+    floor: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    cells: list[CellState] = field(default_factory=list)
+    version: int = 1
+
+    def cell(self, name: str) -> CellState:
+        """The cell of this name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+    def add(self, cells: list[Cell]) -> list[CellState]:
+        """Adds the cells that are not there yet, as planned.
+
+        Returns:
+            Cells that had failed with other settings: they are planned anew, and what they left is worth nothing.
+
+        Raises:
+            ValueError: where a cell is there with other settings, all of them at once.
+        """
+        known = {cell.name: cell for cell in self.cells}
+        problems: list[str] = []
+        anew: list[CellState] = []
+        for cell in cells:
+            if cell.name not in known:
+                folder = f"{CELLS_FOLDER}/{cell.name}"
+                state = CellState(
+                    name=cell.name,
+                    label=cell.label,
+                    method=cell.method,
+                    grid=cell.grid,
+                    seed=cell.seed,
+                    folder=folder,
+                    curves=f"{folder}/metrics.jsonl",
+                    overrides=list(cell.overrides),
+                    settings=cell.settings(),
+                )
+                self.cells.append(state)
+            elif changed := _changes(known[cell.name].settings, cell.settings()):
+                earlier = known[cell.name]
+                if earlier.status in ("running", "finished"):
+                    problems.append(f"  {cell.name}: {'; '.join(changed)}")
+                    continue
+                earlier.settings, earlier.overrides, earlier.status = cell.settings(), list(cell.overrides), "planned"
+                anew.append(earlier)
+        if problems:
+            raise ValueError(
+                "output.dir: the comparison there was made with another recipe:\n"
+                + "\n".join(problems)
+                + "\n  change it back, or use another folder (--output)"
+            )
+        return anew
+
+    def save(self, folder: Path) -> None:
+        """Writes the file; a kill leaves the old one or the new one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / (FILE + ".partial")
+        with partial.open("w", encoding="utf-8") as handle:
+            json.dump(asdict(self), handle, indent=1, ensure_ascii=False)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, folder / FILE)
+
+    def note(self, folder: Path, name: str, status: Status, **values: Any) -> None:
+        """Sets a cell's status and other fields, and saves."""
+        cell = self.cell(name)
+        cell.status = status
+        cell.started, cell.ended = (time.time(), None) if status == "running" else (cell.started, time.time())
+        for key, value in {"error": None, **values}.items():
+            setattr(cell, key, value)
+        self.save(folder)
+
+
+def load_state(folder: Path) -> ComparisonState:
+    """The comparison in a folder.
+
+    Raises:
+        ValueError: there is none, or the file is not one.
+    """
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        cells = [CellState(**cell) for cell in values.pop("cells")]
+        return ComparisonState(**values, cells=cells)
+    except OSError as error:
+        raise ValueError(f"{path}: no comparison can be read there ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a comparison that sktune has written ({error})") from error
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]

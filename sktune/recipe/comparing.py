@@ -1,0 +1,26 @@
+"""The method section that a label of `compare.methods`, or a bare name, stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sktune.recipe.keys import SECTIONS
+
+METHOD_NAMES: tuple[str, ...] = tuple(SECTIONS["method"])
+
+
+def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    """A whole method section, not yet checked.
+
+    Args:
+        label: how the comparison calls it; the method's name too, unless `fields` gives one.
+        fields: what is written below the label.
+        own: the recipe's method section, whose text a method takes that needs one and has none.
+    """
+    section = {"name": label, **fields}
+    cls = SECTIONS["method"].get(str(section["name"]))
+    needs_text = cls is not None and "text" in cls.model_fields and cls.model_fields["text"].is_required()
+    if needs_text and "text" not in section and isinstance(own, Mapping) and own.get("text"):
+        section["text"] = own["text"]
+    return section
