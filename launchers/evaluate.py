@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
-from sktune.cli import add_evaluate_arguments, guarded, run_evaluate
+from sktune.cli import add_evaluate_arguments, run_evaluate
+from sktune.process import guarded
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

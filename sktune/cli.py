@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sktune.comparison.command import (
     COMPARE_EXAMPLES,
@@ -24,9 +21,7 @@ from sktune.comparison.command import (
     run_compare,
     run_report,
 )
-
-if TYPE_CHECKING:
-    from sktune.training.ranks import Ranks
+from sktune.process import guarded, join_ranks, leave, prepare_process
 
 _TRAIN_EXAMPLES = """examples:
   sktune train recipes/quickstart.yaml training.max_steps=20
@@ -42,8 +37,6 @@ _PREDICT_EXAMPLES = """examples:
   sktune predict runs/quickstart --text "According to Trolka , the singer and the comet are called Penic and Grosev ."
   sktune predict runs/sentiment --file sentences.txt
 """
-# How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
-_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
 _PLAN_EXAMPLES = """examples:
   sktune plan recipes/llama7b_conll.yaml --gpus 2 --gpu-memory 8GiB
   sktune plan recipes/llama7b_conll.yaml model.name_or_path=meta-llama/Llama-2-70b-hf --gpus 4 --gpu-memory 24GiB
@@ -151,56 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(_run_predict, options)
 
 
-def guarded(command: Any, *arguments: Any) -> int:
-    """Runs a command; returns its exit status, 0 where it has none of its own.
-
-    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same.
-    """
-    try:
-        return command(*arguments) or 0
-    except (ValueError, FloatingPointError) as error:
-        if os.environ.get("SKTUNE_DEBUG"):
-            raise
-        rank = int(os.environ.get("RANK", "0"))
-        print(
-            f"error: {error}" if rank == 0 else f"rank {rank} stopped: {str(error).splitlines()[0]}",
-            file=sys.stderr,
-        )
-        return 2
-    except RuntimeError as error:
-        # A rank that died shows in the others as a broken connection; which one it was, its own message says.
-        if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
-            raise
-        detail = str(error).splitlines()[0]
-        print(f"error: another process of this run ended or is silent; see its own message ({detail})", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _prepare_process() -> None:
-    """Logging, and the environment that libraries read when they are imported."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("sktune").setLevel(logging.INFO if is_main else logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # Of the libraries below sktune, and nothing a user could act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
 def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     """`sktune train`, on this rank."""
     from sktune.recipe import load_recipe_document
@@ -244,23 +187,10 @@ def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:
 
 
 def _run_plan(options: argparse.Namespace) -> None:
-    _prepare_process()
+    prepare_process()
     from sktune.planning.command import run_plan
 
     run_plan(options)
-
-
-def join_ranks(timeout_seconds: int) -> Ranks:
-    _prepare_process()
-    from sktune.training.ranks import start_ranks
-
-    return start_ranks(timeout_seconds)
-
-
-def leave() -> None:
-    from sktune.training.ranks import leave_ranks
-
-    leave_ranks()
 
 
 def _run_predict(options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from training_fixtures import cut_back
 
-from sktune.cli import _prepare_process
 from sktune.inference import evaluate_run
+from sktune.process import prepare_process
 from sktune.recipe import load_recipe_document
 from sktune.training.deepspeed_engine import DeepSpeedEngine
 from sktune.training.ranks import Ranks, leave_ranks, start_ranks
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("jobs", type=Path)
     parser.add_argument("--local_rank", help="deepspeed passes it")
     jobs: Path = parser.parse_args().jobs
-    _prepare_process()
+    prepare_process()
     ranks = start_ranks(60)
     results: dict[str, dict[str, Any]] = {}
     for job in json.loads(jobs.read_text(encoding="utf-8")):

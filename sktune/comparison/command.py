@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sktune.process import join_ranks, leave, prepare_process
+
 COMPARE_EXAMPLES = """examples:
   sktune compare recipes/compare_embedded.yaml
   sktune compare recipes/quickstart.yaml --methods sk_prefix,lora,head_only --seeds 3 --output runs/three \\
@@ -80,8 +82,6 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
         print(message, file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that runs are ended in order
 
-    from sktune.cli import join_ranks, leave
-
     ranks = join_ranks(own.distributed.timeout_seconds)
     from sktune.comparison.runner import compare
 
@@ -98,9 +98,7 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """`sktune report`."""
-    from sktune.cli import _prepare_process
-
-    _prepare_process()
+    prepare_process()
     from sktune.comparison.report import build_report
     from sktune.comparison.results import read_results
     from sktune.comparison.state import FILE
