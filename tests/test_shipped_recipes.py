@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from sktune.comparison.cells import plan_cells
 from sktune.recipe import dump_recipe, load_recipe, parse_recipe, validate_files
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 STUDIES = sorted([*(ROOT / "recipes" / "paper").glob("*.yaml"), *(ROOT / "recipes" / "ablations").glob("*.yaml")])
+COMPARISONS = sorted(path for path in (ROOT / "recipes" / "compare").glob("*.yaml") if path.stem != "base")
 PARTS = sorted((ROOT / "recipes" / "parts").glob("*/*.yaml"))
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -144,3 +146,17 @@ def test_both_methods_suit_every_table() -> None:
     for path in STUDIES:
         if path.parent.name == "paper":
             assert load_recipe(path, ["method.name=sk_prompt"]).method.name == "sk_prompt"
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_comparisons_can_be_planned_whole(path: Path, tmp_path: Path) -> None:
+    cells, refused, base = plan_cells(path, [], tmp_path)
+    assert refused == []
+    assert base.recipe.output.dir == f"runs/compare/{path.stem}"
+    methods = {cell.method for cell in cells}
+    assert methods >= {"sk_prefix", "sk_prompt", "prompt_tuning", "prefix_tuning", "p_tuning", "lora", "head_only"}
+    rates = {cell.loaded.recipe.training.learning_rate for cell in cells}
+    assert len(cells) == len(rates) * len(base.recipe.compare.methods)
