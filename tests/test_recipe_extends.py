@@ -52,8 +52,8 @@ def test_fields_replace_fields_and_the_rest_is_the_bases(folder: Path) -> None:
 
 def test_methods_to_compare_are_added_and_their_sections_replaced(folder: Path) -> None:
     more = "compare: {seeds: 2, methods: {lora: {rank: 2}, ia3: {}}}\n"
-    base = write(folder / "compared.yaml", "extends: base.yaml\n" + more)
-    path = write(folder / "more.yaml", f"extends: {base.name}\ncompare: {{methods: {{lora: {{rank: 4}}, full: {{}}}}}}\n")
+    write(folder / "compared.yaml", "extends: base.yaml\n" + more)
+    path = write(folder / "more.yaml", "extends: compared.yaml\ncompare: {methods: {lora: {rank: 4}, full: {}}}\n")
     compare = load_recipe(path).compare
     assert compare.methods == {"lora": {"rank": 4}, "ia3": {}, "full": {}}
     assert compare.seeds == 2
