@@ -33,8 +33,9 @@ def load_stock(recipe: Recipe) -> PreTrainedModel:
             bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=getattr(torch, recipe.model.dtype),
         )
-    # transformers asks whether such an object lives.
-    zero3 = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
+    # transformers asks whether such an object lives; without the second section ZeRO-3 would make it fp32.
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    zero3 = HfDeepSpeedConfig({**config, "bf16": {"enabled": recipe.model.dtype == "bfloat16"}})
     network: PreTrainedModel = AutoModel.from_pretrained(recipe.model.name_or_path, use_safetensors=True, **arguments)
     del zero3
     return network

@@ -370,6 +370,10 @@ def test_a_comparison_runs_each_cell_once_and_is_found_again_in_mlflow(
     assert here.entries == there.entries
     assert (here.target, here.floor, here.failed) == (there.target, there.floor, there.failed)
 
+    monkeypatch.chdir(tmp_path)  # where the recipe's store would lie by default
+    assert main(["report", "tests"]) == 0
+    assert (tmp_path / "runs" / "compared" / "report" / "report.md").exists()
+    monkeypatch.undo()
     capsys.readouterr()
     assert main(["report", "unknown", "--tracking-uri", uri]) == 2
     assert "no experiment 'unknown'" in capsys.readouterr().err
@@ -468,7 +472,10 @@ def test_two_ranks_stay_in_step_through_a_failed_cell(workshop: Workshop, start:
     assert running.output().count("token_classification") == 1  # one table, of the main rank
 
 
-def test_a_report_of_what_is_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_what_is_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["report", str(tmp_path)]) == 2
     assert "no comparison can be read there" in capsys.readouterr().err
     assert main(["report", "unknown"]) == 2

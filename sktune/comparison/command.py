@@ -21,7 +21,8 @@ The same command again goes on: finished cells are not run again, an interrupted
 REPORT_EXAMPLES = """examples:
   sktune report runs/compare_embedded
   sktune report runs/compare_embedded --format md
-  sktune report quickstart --tracking-uri sqlite:///mlflow.db
+  sktune report quickstart                                # the newest comparison of an experiment in ./mlflow.db
+  sktune report quickstart --tracking-uri http://mlflow:5000
 """
 
 
@@ -41,7 +42,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of a report."""
     parser.add_argument("comparison", help="folder of a comparison, or the name of an MLflow experiment")
     parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table", help="what is printed")
-    parser.add_argument("--tracking-uri", help="where the experiment is; its newest comparison is reported")
+    parser.add_argument("--tracking-uri", help="where the experiment is (default: ./mlflow.db)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: report/ in the comparison)")
 
 
@@ -103,19 +104,23 @@ def run_report(options: argparse.Namespace) -> int:
     from sktune.comparison.results import read_results
     from sktune.comparison.state import FILE
     from sktune.comparison.tables import write_report
+    from sktune.recipe import TrackingSection
 
     folder = Path(options.comparison)
+    usual = TrackingSection().tracking_uri
+    store = Path(usual.removeprefix("sqlite:///"))
+    uri = options.tracking_uri or (usual if store.exists() else None)
     if (folder / FILE).exists() or (options.tracking_uri is None and folder.is_dir()):
         results, place = read_results(folder), folder / "report"
-    elif options.tracking_uri is None:
+    elif uri is None:
         raise ValueError(
             f"{folder}: no such folder; give the folder of a comparison, or the name of an MLflow experiment with "
-            "--tracking-uri (for example sqlite:///mlflow.db)"
+            f"--tracking-uri (there is no {store} here)"
         )
     else:
         from sktune.comparison.mlflow_results import read_experiment
 
-        results = read_experiment(options.comparison, options.tracking_uri)
+        results = read_experiment(options.comparison, uri)
         place = Path("runs") / results.name / "report"
     report = build_report(results)
     files = write_report(report, options.output or place)

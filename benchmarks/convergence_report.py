@@ -1,0 +1,128 @@
+"""The convergence study for people: tables and verdicts in docs/convergence.md, a picture for each study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "convergence.md"
+BEGIN, END = "<!-- begin of what benchmarks/convergence.py writes -->", "<!-- end -->"
+OURS = ("sk_prefix", "sk_prompt")
+RIVALS = ("prompt_tuning", "prefix_tuning", "p_tuning")
+
+Entry = dict[str, Any]
+
+
+def write_report(result: dict[str, Any]) -> None:
+    """Replaces the generated part of docs/convergence.md, and draws the pictures."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END, 1)[1]
+    studies = "\n".join(section(name, study) for name, study in result.items())
+    PAGE.write_text(f"{before}{BEGIN}\n\n{overview(result)}\n{studies}\n{END}{after}", encoding="utf-8")
+    for name, study in result.items():
+        draw(name, study)
+
+
+def overview(result: dict[str, Any]) -> str:
+    """One line a study: the target, and whether it is met."""
+    rows = ["| study | better of SK-Prefix and SK-Prompt | best of prompt, prefix and p-tuning | steps | parameters |"]
+    rows.append("|---|---|---|---|---|")
+    for name, study in result.items():
+        found = verdict(study)
+        ours, rival = found["ours"], found["rival"]
+        score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
+        steps = f"{_steps(found['our_steps'])} against {_steps(found['rival_steps'])}: "
+        steps += "half or less" if found["half_the_steps"] else "more than half"
+        parameters = f"{ours['trainable_parameters']:,} against {found['lora_parameters']:,} of LoRA"
+        rows.append(f"| {name} | {ours['label']}, {score} | {rival['label']} | {steps} | {parameters} |")
+    return "\n".join(rows) + "\n"
+
+
+def verdict(study: dict[str, Any]) -> dict[str, Any]:
+    """The target of a study: a higher score than the best rival, in half its steps, no larger than LoRA.
+
+    Of each side the method with the best validation score is taken; steps are those to the study's target.
+    """
+    entries = {entry["label"]: entry for entry in study["entries"] if entry["score"]}
+    ours, rival = (_best([entries[label] for label in labels if label in entries]) for labels in (OURS, RIVALS))
+    steps = [entry["steps_to_target"] for entry in (ours, rival)]
+    faster = steps[0] is not None and (steps[1] is None or steps[0] <= steps[1] / 2)
+    lora = entries["lora"]["trainable_parameters"]
+    return {
+        "ours": ours,
+        "rival": rival,
+        "higher": ours["score"]["mean"] > rival["score"]["mean"],
+        "our_steps": steps[0],
+        "rival_steps": steps[1],
+        "half_the_steps": faster,
+        "lora_parameters": lora,
+        "no_larger_than_lora": ours["trainable_parameters"] <= lora,
+    }
+
+
+def section(name: str, study: dict[str, Any]) -> str:
+    """A study's table."""
+    shared, metric = study["settings"], study["metric"]
+    fields = ", ".join(f"{field} of {values}" for field, values in shared["grid"].items())
+    lines = [
+        f"### {name}: {metric} on {shared['test_samples'] or 'all'} test examples",
+        "",
+        f'{shared["steps"]} steps of {shared["batch"]} examples; {fields}; text: "{shared["text"]}".',
+        "",
+        f"![validation {metric} over steps](pictures/convergence_{name}.png)",
+        "",
+        f"| method | rate | test {metric} | validation {metric} | seeds | trainable | steps to {study['target']:.3f} |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for entry in study["entries"]:
+        rate = ", ".join(f"{value:g}" for value in entry["grid"].values())
+        lines.append(
+            f"| {entry['label']} | {rate} | {_score(entry)} | {_score(entry, 'validation')} | {entry['finished']} "
+            f"| {entry['trainable_parameters']:,} | {_steps(entry['steps_to_target'])} |"
+        )
+    if study["floor"] is not None:
+        lines.append(f"| {study['floor_name']} | | {study['floor']:.4f} | | | | |")
+    lines += [f"| {label} | | failed: {reason} | | | | |" for label, reason in study["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw(name: str, study: dict[str, Any]) -> None:
+    """Validation score over steps, mean over the seeds, with a band of one standard deviation."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    labels = sorted(entry["label"] for entry in study["entries"])
+    for entry in study["entries"]:
+        steps = [int(step) for step in entry["curve"]]
+        means = [point["mean"] for point in entry["curve"].values()]
+        spreads = [point["deviation"] or 0.0 for point in entry["curve"].values()]
+        colour = colormaps["tab20"](labels.index(entry["label"]) % 20 / 20)
+        width = 2.4 if entry["label"] in OURS else 1.2
+        axes.plot(steps, means, label=entry["label"], color=colour, linewidth=width)
+        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.axhline(study["target"], color="grey", linestyle="--", linewidth=1)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(f"validation {study['metric']}")
+    axes.set_title(f"{name}: mean of three seeds, band of one standard deviation", fontsize=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    figure.savefig(DOCS / "pictures" / f"convergence_{name}.png", dpi=110, format="png")
+
+
+def _best(entries: list[Entry]) -> Entry:
+    return max(entries, key=lambda entry: entry["validation"]["mean"])
+
+
+def _score(entry: Entry, kind: str = "score") -> str:
+    value = entry[kind]
+    return f"{value['mean']:.4f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.4f}")
+
+
+def _steps(steps: float | None) -> str:
+    return "not reached" if steps is None else f"{steps:.0f}"
