@@ -1,0 +1,28 @@
+"""The sharding benchmark, small: what it measures at full size holds for a little model too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_fixtures import ROOT, _environment
+
+pytestmark = pytest.mark.distributed
+
+
+def test_the_sharding_benchmark_runs_and_its_bars_hold(tmp_path: Path) -> None:
+    """Two processes each with sktune's layers and with stock ones: the same losses, and the plan's bytes."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "sharding.py"), "--small", "--output", str(result)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = json.loads(result.read_text(encoding="utf-8"))
+    whats = [bar["what"] for bar in found["bars"]]
+    assert any("stock" in what and "loss" in what for what in whats), whats
+    assert any("plan" in what for what in whats), whats
+    ours, stock = (found["cells"][f"2 ranks/4 bits/{stack}"]["off"]["live"] for stack in ("sktune", "stock"))
+    for moment in ("after_load", "after_forward", "in_evaluation"):
+        assert max(ours[moment]) < max(stock[moment])
