@@ -8,7 +8,7 @@ with two more; the same steps, batches and data for all. It is `sktune compare` 
 stopped goes on from the cell it was in (--work keeps it). Results go to benchmarks/results/convergence.json, the tables
 and pictures to docs/convergence.md as soon as a study has finished.
 
---full takes five times the steps, whole test sets, five rates and five seeds.
+--full takes five times the steps, whole test sets, seven rates and five seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STUDIES = {
 TEST_FILES = {"polarity": "test.jsonl", "snli": "test.jsonl", "wnut17": "test.conll", "ncbi_disease": "test.tsv"}
 FULL = [
     "training.max_steps=600", "training.eval_steps=25", "data.max_validation_samples=null",
-    "data.max_test_samples=null", "compare.grid={training.learning_rate: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}",
+    "data.max_test_samples=null", "compare.grid={training.learning_rate: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}",
 ]  # fmt: skip
 
 
