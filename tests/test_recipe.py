@@ -609,13 +609,9 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         changed(SENTENCES, by("in_context", label_words={"a": "great", "b": "bad"})),
     ),
     "label_words_of_the_method_are_of_the_labels": (
-        changed(
-            SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["a", "c"]}}
-        ),
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["a", "c"]}}),
         "method.label_words",
-        changed(
-            SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["b", "a"]}}
-        ),
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["b", "a"]}}),
     ),
     "choice_needs_demonstrations": (
         changed(SENTENCES, by("in_context", choose="similar")),

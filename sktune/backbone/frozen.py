@@ -240,9 +240,12 @@ class Backbone(nn.Module):
         if not with_lm_head:
             return self.base(**inputs)[0]
         if answer_positions is not None:
-            with self._only_at(answer_positions):
+            with self._only_at(answer_positions) as reached:
                 logits: torch.Tensor = self.model(**inputs).logits
-            return logits
+            if reached:
+                return logits
+            # A family (OPT) whose language model goes past the base's own forward has answered everywhere.
+            return logits[torch.arange(len(logits), device=logits.device), answer_positions][:, None]
         if keep_positions is not None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             inputs["logits_to_keep"] = keep_positions
             keep_positions = None
@@ -250,21 +253,24 @@ class Backbone(nn.Module):
         return logits if keep_positions is None else logits[:, keep_positions]
 
     @contextmanager
-    def _only_at(self, positions: torch.Tensor) -> Iterator[None]:
+    def _only_at(self, positions: torch.Tensor) -> Iterator[list[bool]]:
         """Inside, the language model's head is given one hidden state a row, [batch, 1, d].
 
-        The head stays the model's own, whatever it consists of: transforms, biases, scaled or capped logits.
+        The head stays the model's own, whatever it consists of: transforms, biases, scaled or capped logits. The list
+        is empty where the base was not called.
         """
+        reached: list[bool] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
             hidden = output[0]
             rows = torch.arange(len(hidden), device=hidden.device)
             output.last_hidden_state = hidden[rows, positions][:, None]
+            reached.append(True)
             return output
 
         hook = self.base.register_forward_hook(keep)
         try:
-            yield
+            yield reached
         finally:
             hook.remove()
 

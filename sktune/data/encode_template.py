@@ -97,7 +97,7 @@ class TemplateEncoder:
         return EncodedSplit(rows, report)
 
     def _room(self, max_positions: int | None) -> int | None:
-        (empty,) = self._encode([self.template.fill("", "", self._slot)])
+        (empty,) = self._encode([self._fill(Example(0, "", ""), ())])
         fixed = len(empty.input_ids)
         if max_positions is not None and fixed + self.max_length > max_positions:
             raise ValueError(
@@ -129,11 +129,13 @@ class TemplateEncoder:
         end = " " if self.is_encoder else BREAK
         before = "".join(self.template.answered(shown) + end for shown in demonstrations)
         filled = self.template.fill(example.text, example.text_pair, self._slot)
-        return Filled(before + filled.text, len(before) + filled.start, len(before) + filled.end)
+        # The space before the answer belongs to the answer's token, in a mask's place too.
+        head = (before + filled.text[: filled.start]).rstrip(" ")
+        return Filled(head + filled.text[filled.start :], len(head), len(head) + filled.end - filled.start)
 
     def _encode(self, filled: Sequence[Filled]) -> list[_Encoded]:
-        # A decoder answers behind its last token; the space before the answer belongs to the answer's token.
-        texts = [one.text if self.is_encoder else one.text[: one.start].rstrip(" ") for one in filled]
+        # A decoder answers behind its last token.
+        texts = [one.text if self.is_encoder else one.text[: one.start] for one in filled]
         batch = self.tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
         segments = batch.get("token_type_ids") if self.is_encoder else None
         found = []
