@@ -47,6 +47,7 @@ class Demonstrations:
         if choose == "random":
             random.Random(f"{seed} demonstrations").shuffle(order)
         self._of_label = {label: [row for row in order if train[row].reference == label] for label in labels}
+        self._rows_of_label = [np.array(rows, dtype=int) for rows in self._of_label.values()]
         self._place = {row: place for place, row in enumerate(order)}
         self._same_text: dict[tuple[str, str | None], list[int]] = {}
         for row, example in enumerate(train):
@@ -88,13 +89,12 @@ class Demonstrations:
     def _nearest(self, example: Example, likeness: np.ndarray) -> list[Example]:
         likeness[self._same_text.get(_text(example), [])] = -1
         shown: list[int] = []
-        for rows in self._of_label.values():
+        for rows in self._rows_of_label:
             of_label = likeness[rows]
             count = min(self.per_label, int((of_label >= 0).sum()))
             if count:
-                least = np.partition(of_label, -count)[-count]
-                candidates = [row for row in rows if likeness[row] >= least]
-                shown += sorted(candidates, key=lambda row: (-likeness[row], row))[:count]
+                candidates = rows[of_label >= np.partition(of_label, -count)[-count]]
+                shown += candidates[np.lexsort((candidates, -likeness[candidates]))][:count].tolist()
         return [self.train[row] for row in sorted(shown, key=lambda row: (likeness[row], -row))]
 
 
