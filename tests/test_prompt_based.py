@@ -57,7 +57,7 @@ from sktune.training.checkpoint import list_checkpoints
 TEMPLATE = "w30 {text} w31 {answer}"
 WORDS = {"people": "w50", "places": "w51"}
 LABELS = tuple(WORDS)
-FAMILIES = ("llama", "gpt2", "opt", "bert", "roberta")
+FAMILIES = ("llama", "mistral_window", "gpt_neox", "gpt2", "phi", "opt", "falcon", "bloom", "bert", "roberta")
 
 
 def method(name: str, **fields: Any) -> tuple[Sections, Sections]:
