@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sktune import __version__
 from sktune.backbone import Backbone
 from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection
+from sktune.recipe.methods import MethodSection, TemplateMethod
 from sktune.recipe.schema import TaskSection
 from sktune.tasks import TunedModel, build_head, put_weights
 
@@ -45,8 +45,14 @@ def attach(
         gradient_checkpointing: recompute the blocks in backward.
 
     Raises:
-        ValueError: where model, task and labels do not fit together.
+        ValueError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
+            template belongs to the data.
     """
+    if isinstance(method, TemplateMethod):
+        raise ValueError(
+            f"attach: {method.name} is a template on the data more than a part of the model; run it from a recipe "
+            "(method.name), with `sktune train` or sktune.training.run.train"
+        )
     if task is None:
         if model is getattr(model, model.base_model_prefix, model):
             raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")

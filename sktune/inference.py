@@ -123,7 +123,7 @@ def predict(
 
 def _answer(assembly: Assembly, rows: list[Row], words: Sequence[str]) -> dict[str, Any]:
     batch = assembly.collator(rows)
-    device = next(iter(assembly.model.method.buffers()), batch["input_ids"]).device  # type: ignore[attr-defined]
+    device = next(assembly.model.parameters()).device
     output = assembly.model(**model_inputs(batch, device))
     task = assembly.recipe.task
     answers = answers_of(output, rows, batch["attention_mask"], task, assembly.labels)

@@ -18,6 +18,7 @@ from tiny_models import (
     tiny_network,
     tiny_tokenizer,
 )
+from training_fixtures import WITH_TEMPLATE
 
 from sktune.backbone import Backbone, load_backbone
 from sktune.methods import METHODS, build_method
@@ -81,7 +82,8 @@ def train_once(model: TunedModel, side: str = "right") -> tuple[torch.Tensor, di
 
 
 def test_every_registered_method_is_covered_here_or_has_tests_of_its_own() -> None:
-    assert {section.name for section in SECTIONS.values()} | {"sk_prefix", "sk_prompt", "head_only"} == set(METHODS)
+    elsewhere = {"sk_prefix", "sk_prompt", "head_only", *WITH_TEMPLATE}
+    assert {section.name for section in SECTIONS.values()} | elsewhere == set(METHODS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import TEXT, tiny_network, tiny_tokenizer
 from torch import nn
+from training_fixtures import UNFROZEN, WITH_TEMPLATE
 
 from sktune.backbone import load_backbone
 from sktune.backbone.quantized import FrozenLinear
@@ -433,7 +434,9 @@ def test_every_method_has_a_plan(recipe_file: Path, method: str) -> None:
     if method == "llama_adapter":
         section["layers"] = 1
     overrides = [f"method={json.dumps(section)}"]
-    if method in ("full", "top_layers"):
+    if method in UNFROZEN:
         overrides += ["quantization={}", "model.dtype=float32"]
+    if method in WITH_TEMPLATE:
+        overrides += ["task={name: sequence_classification}"]
     found = plan(load_recipe(recipe_file, overrides), ranks=2)
     assert found.training_peak >= found.live["after_forward"] > found.live["after_load"] > 0

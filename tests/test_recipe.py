@@ -363,6 +363,12 @@ def with_method(name: str, **fields: Any) -> dict[str, Any]:
     return changed({"method": {"name": name, **fields}})
 
 
+def by(name: str, **fields: Any) -> dict[str, Any]:
+    """A method section, in float32 where the model's own weights train."""
+    model = {"model": {"name_or_path": "embedded:llama", "dtype": "float32"}} if name == "prompt_based" else {}
+    return {"method": {"name": name, **fields}, **model}
+
+
 NF4 = {"quantization": {"bnb_4bit_quant_type": "nf4"}}
 EVERY_STEP = {"semantics": "every_step"}
 PAIRS = {
@@ -587,6 +593,31 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "model.dtype",
         {**with_method("full"), "model": {"name_or_path": "embedded:llama", "dtype": "float32"}},
     ),
+    "a_word_answers_for_a_whole_text": (
+        with_method("in_context"),
+        "method.name",
+        changed(SENTENCES, by("in_context")),
+    ),
+    "template_has_its_slots": (
+        changed(SENTENCES, by("prompt_based", template="{text} It was {answr} .")),
+        "method.template",
+        changed(SENTENCES, by("prompt_based", template="{text} {{It}} was {answer} .")),
+    ),
+    "label_words_of_the_method_tell_labels_apart": (
+        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": " great"})),
+        "method.label_words",
+        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": "bad"})),
+    ),
+    "label_words_of_the_method_are_of_the_labels": (
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["a", "c"]}}),
+        "method.label_words",
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["b", "a"]}}),
+    ),
+    "choice_needs_demonstrations": (
+        changed(SENTENCES, by("in_context", choose="similar")),
+        "method.choose",
+        changed(SENTENCES, by("in_context", choose="similar", demonstrations=1)),
+    ),
     "sharding_is_up_to_zero3": (
         changed({"distributed": {"deepspeed": "zero2", "shard_backbone": True}}),
         "distributed.shard_backbone",
@@ -654,9 +685,10 @@ def test_options_of_other_methods_that_would_do_nothing(method: dict[str, Any], 
     assert "would do nothing" in problems_of(changed({"method": method}))[f"method.{field}"]
 
 
-@pytest.mark.parametrize("name", ["full", "top_layers"])
+@pytest.mark.parametrize("name", ["full", "top_layers", "prompt_based"])
 def test_packed_weights_cannot_be_trained(name: str) -> None:
-    wrong = {**with_method(name), "quantization": {"load_in_4bit": True}}
+    task = SENTENCES if name == "prompt_based" else {}
+    wrong = {**changed(task, {"method": {"name": name}}), "quantization": {"load_in_4bit": True}}
     assert "no gradient in 4 bits" in problems_of(wrong)["method.name"]
 
 

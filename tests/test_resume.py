@@ -130,7 +130,7 @@ def test_resumed_equals_uninterrupted_on_two_ranks(two_ranks: SeveralRanks, bits
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("method", [name for name in BASELINES if name != "in_context"])
 def test_every_method_is_resumed_under_zero3(two_ranks: SeveralRanks, method: str) -> None:
     assert_same_run(two_ranks.output(f"two-zero3-{method}"), two_ranks.output(f"resumed-{method}"))
 

@@ -21,6 +21,8 @@ OPENING, PAD, CLOSING, UNKNOWN = 0, 1, 2, 3  # RoBERTa's order: position 1 belon
 _WORDS = [*TEXT.split(), *(f"w{i}" for i in range(90))]
 VOCABULARY = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *_WORDS])}
 FIRST_WORD = 4
+MASK = "w89"
+"""Stands for an encoder's mask token; no test reads it as a word."""
 VOCABULARY_SIZE = 104
 DEPTH, WIDTH, HEADS = 3, 64, 4
 WINDOW = 6
@@ -95,7 +97,8 @@ def tiny_network(
 
     Weights are larger than an initialisation's and biases are not zero: what a token attends to matters.
     """
-    auto: Any = tf.AutoModelForCausalLM if language_model else tf.AutoModel
+    with_head: Any = tf.AutoModelForMaskedLM if family in ENCODERS else tf.AutoModelForCausalLM
+    auto: Any = with_head if language_model else tf.AutoModel
     network = auto.from_config(CONFIGS[family](**config), attn_implementation=attention)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -121,7 +124,9 @@ def tiny_tokenizer(encoder: bool = False) -> tf.PreTrainedTokenizerFast:
     raw.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", OPENING), ("</s>", CLOSING)]
     )
-    names = {"cls_token": "<s>", "sep_token": "</s>"} if encoder else {"bos_token": "<s>", "eos_token": "</s>"}
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    if encoder:
+        names = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": MASK}
     return tf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", **names)
 
 

@@ -232,7 +232,7 @@ def scores_of(summary: dict[str, Any]) -> dict[str, float]:
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert set(one) == set(other)
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+    return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -251,7 +251,7 @@ def assert_close_run(one: Path, other: Path, relative: float = 1e-5) -> None:
         slack = 10 * relative if key[0] == "train/gradient_norm" else relative
         assert second[key] == pytest.approx(value, rel=slack, abs=relative), key
     assert scores_of(summary_of(other)) == pytest.approx(scores_of(summary_of(one)), rel=relative, abs=relative)
-    scale = max(float(tensor.abs().max()) for tensor in adapter(one).values())
+    scale = max((float(tensor.abs().max()) for tensor in adapter(one).values()), default=0.0)
     assert largest_difference(adapter(one), adapter(other)) <= 10 * relative * max(scale, 1.0)
 
 
@@ -436,13 +436,19 @@ BASELINES: dict[str, dict[str, Any]] = {
     "bottleneck_adapter": {"rank": 2},
     "top_layers": {"layers": 1},
     "full": {},
+    "prompt_based": {"template": "w30 {text} w31 {answer}", "demonstrations": 1, "layers": None},
+    "in_context": {"template": "w30 {text} w31 {answer}", "demonstrations": 1, "choose": "similar"},
 }
+UNFROZEN = ("top_layers", "full", "prompt_based")
+"""Train the model's own weights, so they are not to be quantized."""
+WITH_TEMPLATE = ("prompt_based", "in_context")
 
 
 def baseline(name: str) -> tuple[Sections, ...]:
     """The section of a method that SK-Tuning is compared with."""
-    slow: Sections = {"training": {"learning_rate": 1e-3}} if name in ("top_layers", "full") else {}
-    return {"method": {"text": ..., "rank": ..., "name": name, **BASELINES[name]}}, slow
+    slow: Sections = {"training": {"learning_rate": 1e-3}} if name in UNFROZEN else {}
+    task: Sections = TASKS["sequence"] if name in WITH_TEMPLATE else {}
+    return {"method": {"text": ..., "rank": ..., "name": name, **BASELINES[name]}}, slow, task
 
 
 SINGLE_QUANTIZATION = {"bnb_4bit_use_double_quant": False}
@@ -463,7 +469,7 @@ VARIANTS: dict[str, tuple[Sections, ...]] = {
             {"quantization": BITS["nf4"], "training": {"gradient_checkpointing": True}},
         )
         for name in BASELINES
-        if name not in ("top_layers", "full")
+        if name not in UNFROZEN
     },
     "bf16-4bit": (NF4_IN_BF16,),
     "bf16-4bit-checkpointing": (NF4_IN_BF16, {"training": {"gradient_checkpointing": True}}),
@@ -528,6 +534,8 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
         for stage in ("zero3", None):
             add(f"two-{stage_name(stage)}-{variant}", *changes, TWO_BY_TWO, {"distributed": {"deepspeed": stage}})
     for name in BASELINES:
+        if name == "in_context":
+            continue  # leaves no checkpoint
         add(f"resumed-{name}", *baseline(name), TWO_BY_TWO, resume, cut=(f"two-zero3-{name}", 4))
     for bits, quantization in BITS.items():
         add(f"watched-{bits}", {"quantization": quantization}, TWO_BY_TWO)

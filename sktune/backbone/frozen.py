@@ -204,6 +204,7 @@ class Backbone(nn.Module):
         prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None,
         with_lm_head: bool = False,
         keep_positions: torch.Tensor | None = None,
+        answer_positions: torch.Tensor | None = None,
         **model_inputs: Any,
     ) -> torch.Tensor:
         """One pass over right-padded embeddings.
@@ -215,10 +216,11 @@ class Backbone(nn.Module):
             prefix: per attention module, the keys and values every token can see.
             with_lm_head: return the language model's logits instead of hidden states.
             keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
+            answer_positions: [batch] int64, instead: each row's one position whose logits are wanted.
             model_inputs: further arguments of the model (token_type_ids).
 
         Returns:
-            Hidden states [batch, length, d], or logits [batch, k or length, vocabulary].
+            Hidden states [batch, length, d], or logits [batch, k or 1 or length, vocabulary].
         """
         length = inputs_embeds.shape[1]
         inputs: dict[str, Any] = {
@@ -237,11 +239,40 @@ class Backbone(nn.Module):
         inputs["use_cache"] = inputs.get("past_key_values") is not None
         if not with_lm_head:
             return self.base(**inputs)[0]
+        if answer_positions is not None:
+            with self._only_at(answer_positions) as reached:
+                logits: torch.Tensor = self.model(**inputs).logits
+            if reached:
+                return logits
+            # A family (OPT) whose language model goes past the base's own forward has answered everywhere.
+            return logits[torch.arange(len(logits), device=logits.device), answer_positions][:, None]
         if keep_positions is not None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             inputs["logits_to_keep"] = keep_positions
             keep_positions = None
         logits = self.model(**inputs).logits
         return logits if keep_positions is None else logits[:, keep_positions]
+
+    @contextmanager
+    def _only_at(self, positions: torch.Tensor) -> Iterator[list[bool]]:
+        """Inside, the language model's head is given one hidden state a row, [batch, 1, d].
+
+        The head stays the model's own, whatever it consists of: transforms, biases, scaled or capped logits. The list
+        is empty where the base was not called.
+        """
+        reached: list[bool] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
+            hidden = output[0]
+            rows = torch.arange(len(hidden), device=hidden.device)
+            output.last_hidden_state = hidden[rows, positions][:, None]
+            reached.append(True)
+            return output
+
+        hook = self.base.register_forward_hook(keep)
+        try:
+            yield reached
+        finally:
+            hook.remove()
 
     def _weave(self, prefix: Sequence[tuple[nn.Module, LayerKeyValues]], inputs: dict[str, Any]) -> None:
         if not self.uses_cache_for_prefix:

@@ -97,7 +97,7 @@ def load_backbone(
     Args:
         model: which weights, dtype, attention.
         quantization: bits and their options; None keeps `model.dtype`.
-        language_model: with the language-model head (causal_lm task).
+        language_model: with the language-model head: causal, or an encoder's masked one.
         gradient_checkpointing: recompute blocks in backward.
         visible_prefix: every token must see a prefix (SK-Prefix), which flash-attention cannot promise to a
             model that slides a window.

@@ -11,10 +11,18 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
+from sktune.backbone import architecture
 from sktune.backbone.checkpoint_files import not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
@@ -49,10 +57,12 @@ def read_config(model: ModelSection) -> PretrainedConfig:
 def model_class(model: ModelSection, config: PretrainedConfig, language_model: bool) -> Any:
     """The class of a configuration, with or without the language model's head; of its own repository, where trusted.
 
+    An encoder's language model is the masked one.
+
     Raises:
         ValueError: where there is none.
     """
-    auto_class = AutoModelForCausalLM if language_model else AutoModel
+    auto_class = _auto_class(config, language_model)
     own: dict[str, str] = getattr(config, "auto_map", None) or {}
     if model.trust_remote_code and auto_class.__name__ in own:
         location = model_location(model.name_or_path)
@@ -65,6 +75,12 @@ def model_class(model: ModelSection, config: PretrainedConfig, language_model: b
             f"{config.model_type}; choose another model" + (" or another task" if language_model else "")
         ) from None
     return found[0] if isinstance(found, tuple) else found
+
+
+def _auto_class(config: PretrainedConfig, language_model: bool) -> Any:
+    if not language_model:
+        return AutoModel
+    return AutoModelForMaskedLM if architecture.is_encoder(config) else AutoModelForCausalLM
 
 
 def build_skeleton(
@@ -91,7 +107,7 @@ def build_skeleton(
         ValueError: for an architecture or a quantization that cannot be.
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
-    auto_class: Any = AutoModelForCausalLM if language_model else AutoModel
+    auto_class = _auto_class(config, language_model)
     arguments: dict[str, Any] = {"trust_remote_code": True} if model.trust_remote_code else {}
     if "add_pooling_layer" in inspect.signature(model_class(model, config, language_model).__init__).parameters:
         arguments["add_pooling_layer"] = False  # never used

@@ -17,13 +17,17 @@ class Collator:
         pad_token_id: fills `input_ids` where `attention_mask` is 0.
         padding_side: where the padding goes.
         task_name: `task.name` of the recipe, which decides the form of the labels.
+        with_answers: rows say where the language model answers.
     """
 
-    def __init__(self, pad_token_id: int, padding_side: Literal["right", "left"], task_name: str) -> None:
+    def __init__(
+        self, pad_token_id: int, padding_side: Literal["right", "left"], task_name: str, with_answers: bool = False
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.padding_side = padding_side
         self.labels_per_token = task_name in ("token_classification", "causal_lm")
         self.labels_are_numbers = task_name == "regression"
+        self.with_answers = with_answers
 
     def __call__(self, rows: Sequence[Row | None]) -> dict[str, torch.Tensor]:
         """Make a batch of rows, where None is a filler.
@@ -36,7 +40,7 @@ class Collator:
             them; `labels`: [B] int64 for classification, [B] float32 for regression, [B, L] int64 with one
             per token for token_classification and causal_lm; -100 (regression: 0) where there is none;
             `valid` [B] bool, False for fillers; `index` [B] int64, the row's number in its split, -1 for
-            fillers. B is at least 1.
+            fillers; `answer_positions` [B] int64 with answers, counted without padding. B is at least 1.
         """
         present = next((row for row in rows if row is not None), None)
         filler = present or Row(-1, [self.pad_token_id], None, 0, "")
@@ -54,6 +58,8 @@ class Collator:
         segments = [row.token_type_ids for row in filled if row.token_type_ids is not None]
         if segments:
             batch["token_type_ids"] = self._padded(segments, 0, width)
+        if self.with_answers:
+            batch["answer_positions"] = torch.tensor([row.answer or 0 for row in filled])
         return batch
 
     def _padded(self, sequences: Sequence[Sequence[int]], fill: int, width: int) -> torch.Tensor:

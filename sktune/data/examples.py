@@ -51,6 +51,7 @@ class Row:
         word_pieces: for each word the position in `input_ids` that carries its tag; -1 where there is none.
         group: number of the example in its split; the rows of one example's candidates share it.
         candidate: which label's words this row spells, where candidates are scored; else 0.
+        answer: the position in `input_ids` at which the language model answers, where a template has it do so.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Row:
     word_pieces: list[int] = field(default_factory=list)
     group: int = 0
     candidate: int = 0
+    answer: int | None = None
 
     @property
     def length(self) -> int:

@@ -11,10 +11,12 @@ from sktune.backbone import Backbone
 from sktune.methods.base import Method
 from sktune.methods.bottleneck_adapter import BottleneckAdapter
 from sktune.methods.head_only import HeadOnly
+from sktune.methods.in_context import InContext
 from sktune.methods.llama_adapter import LlamaAdapter
 from sktune.methods.lora import IA3, Lora
 from sktune.methods.p_tuning import PTuning
 from sktune.methods.prefix_tuning import PrefixTuning
+from sktune.methods.prompt_based import PromptBased
 from sktune.methods.prompt_tuning import PromptTuning
 from sktune.methods.sk_prefix import SKPrefix
 from sktune.methods.sk_prompt import SKPrompt
@@ -34,6 +36,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "bottleneck_adapter": BottleneckAdapter,
     "top_layers": TopLayers,
     "full": FullFineTuning,
+    "prompt_based": PromptBased,
+    "in_context": InContext,
 }
 
 

@@ -11,6 +11,18 @@ from sktune.methods.inside import InsideTheBackbone, train_in_fp32
 from sktune.recipe.methods import FullFineTuningMethod, TopLayersMethod
 
 
+def train_top_blocks(backbone: Backbone, layers: int) -> None:
+    """Makes the uppermost blocks trainable.
+
+    Raises:
+        ValueError: where the model has fewer.
+    """
+    depth = len(backbone.blocks)
+    if layers > depth:
+        raise ValueError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
+    train_in_fp32(backbone, backbone.blocks[depth - layers :].parameters())
+
+
 class TopLayers(InsideTheBackbone):
     """The uppermost blocks train; those below stay frozen."""
 
@@ -22,10 +34,7 @@ class TopLayers(InsideTheBackbone):
         labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        depth = len(backbone.blocks)
-        if method.layers > depth:
-            raise ValueError(f"method.layers: {method.layers} is more than the model's {depth}; allowed: 1 to {depth}")
-        train_in_fp32(backbone, backbone.blocks[depth - method.layers :].parameters())
+        train_top_blocks(backbone, method.layers)
 
 
 class FullFineTuning(InsideTheBackbone):

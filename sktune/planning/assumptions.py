@@ -9,7 +9,9 @@ from transformers import AutoTokenizer
 
 from sktune.backbone import load_tokenizer
 from sktune.planning.model_configs import is_local
+from sktune.recipe.methods import TemplateMethod
 from sktune.recipe.schema import Recipe
+from sktune.recipe.templates import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, parse_template
 
 LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3, "regression": 1}
 """Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three."""
@@ -54,8 +56,30 @@ def tokenizer_of(recipe: Recipe) -> tuple[Any, str | None]:
 def labels_of(recipe: Recipe) -> tuple[int, str | None]:
     """Number of labels, and what was assumed."""
     task = recipe.task
+    words = getattr(recipe.method, "label_words", None)
+    if task.labels is None and words is not None:
+        return len(words), None
     if task.labels is not None:
         return len(task.labels), None
     if task.name in ("causal_lm", "regression"):
         return 1, None
     return LABELS[task.name], f"the data has {LABELS[task.name]} labels (the recipe does not list them)"
+
+
+def length_of(recipe: Recipe, tokenizer: Any, labels: int) -> tuple[int, str | None]:
+    """Tokens of the longest row, and what was assumed: with a template, all texts and demonstrations at their longest.
+
+    The text is `data.max_length` tokens long; a prompt that a method puts in front of it is not counted.
+    """
+    method, text = recipe.method, recipe.data.max_length
+    if not isinstance(method, TemplateMethod):
+        return text, None
+    pair = recipe.data.text_pair_column is not None
+    template = method.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)
+    literals = "".join(literal for literal, _ in parse_template(template, pair))
+    fixed = 1 + len(tokenizer(literals)["input_ids"])  # the answer too
+    shown = method.demonstrations * labels
+    note = f"rows are {text} tokens in a template of {fixed}" + (
+        f" behind {shown} demonstrations as long, up to the model's positions" if shown else ""
+    )
+    return (1 + shown) * (fixed + text), note if shown else None

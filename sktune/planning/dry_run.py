@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sktune.planning.live_bytes import LiveBytes
 from sktune.planning.zero_hooks import LinearThatKeepsItsInput, Use, watch_modules
+from sktune.recipe.methods import TemplateMethod
 from sktune.recipe.schema import Recipe
 from sktune.tasks import TunedModel, TunedOutput
 
@@ -62,21 +63,32 @@ class DryRun:
         return next(event.live for event in self.step if event.what == Mark("after_forward")) - self.resting
 
 
-def dry_run(model: TunedModel, recipe: Recipe, *, sharded: bool, keep_gradients: bool) -> DryRun:
+def dry_run(
+    model: TunedModel, recipe: Recipe, *, sharded: bool, keep_gradients: bool, length: int | None = None
+) -> DryRun:
     """Runs the model, whose parameters are on the meta device, without computing anything.
 
     Args:
         model: is used up: its parameters become fake tensors.
-        recipe: batch sizes, length, task.
+        recipe: batch sizes, length, task. Where nothing trains, the step is an evaluation batch's pass.
         sharded: as under ZeRO-3, with DeepSpeed's linear function.
         keep_gradients: whole gradients stay until the update (without DeepSpeed, which takes them one by one).
+        length: of a row; None: data.max_length.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         _make_fake(model)
-        return observe(model, recipe, sharded=sharded, keep_gradients=keep_gradients, under=fake)
+        return observe(model, recipe, sharded=sharded, keep_gradients=keep_gradients, length=length, under=fake)
 
 
-def observe(model: TunedModel, recipe: Recipe, *, sharded: bool, keep_gradients: bool, under: Any = None) -> DryRun:
+def observe(
+    model: TunedModel,
+    recipe: Recipe,
+    *,
+    sharded: bool,
+    keep_gradients: bool,
+    length: int | None = None,
+    under: Any = None,
+) -> DryRun:
     """As `dry_run`, for a model of real or fake tensors."""
     counter = LiveBytes([*model.parameters(), *model.buffers()])
     recorder = _Recorder(counter)
@@ -87,7 +99,9 @@ def observe(model: TunedModel, recipe: Recipe, *, sharded: bool, keep_gradients:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
     training = recipe.training
-    length = recipe.data.max_length
+    length = length or recipe.data.max_length
+    trains = bool(model.trainable_parameters())
+    batch_size = training.per_device_train_batch_size if trains else training.per_device_eval_batch_size
     with _deepspeed_linear(sharded), counter:
         model.eval()
         recorder.start()
@@ -98,11 +112,13 @@ def observe(model: TunedModel, recipe: Recipe, *, sharded: bool, keep_gradients:
         resting = counter.live
         model.train()
         recorder.start()
-        output: TunedOutput = model(**_batch(recipe, training.per_device_train_batch_size, length))
+        with torch.set_grad_enabled(trains):
+            output: TunedOutput = model(**_batch(recipe, batch_size, length))
         recorder.report(Mark("after_forward"))
         assert output.loss is not None
         logits = 0 if output.logits is None else output.logits.nbytes
-        output.loss.backward()
+        if trains:
+            output.loss.backward()
         recorder.report(Mark("after_backward"))
         step = recorder.stop()
         del output
@@ -195,7 +211,9 @@ def _batch(recipe: Recipe, rows: int, length: int) -> dict[str, Any]:
     labels = torch.zeros(shape if task in ("token_classification", "causal_lm") else rows, dtype=torch.long)
     mask = torch.ones(shape, dtype=torch.long)
     mask[0, -1] = 0
+    answers = {"answer_positions": torch.full((rows,), length - 2)} if isinstance(recipe.method, TemplateMethod) else {}
     return {
+        **answers,
         "input_ids": torch.zeros(shape, dtype=torch.long),
         "attention_mask": mask,
         "labels": labels.float() if task == "regression" else labels,

@@ -114,7 +114,7 @@ class TrainedBytes:
 def trained_bytes(engine: Engine, model: TunedModel, recipe: Recipe, ranks: int) -> TrainedBytes:
     """What adapter and head take on the rank that holds most."""
     optimizer = build_optimizer(model.trainable_parameters(), recipe.training)
-    groups = [[p.numel() for p in group["params"]] for group in optimizer.param_groups]
+    groups = [[p.numel() for p in group["params"]] for group in (optimizer.param_groups if optimizer else ())]
     buckets = engine.bucket * engine.buckets * FP32
     if engine.stage == 3:
         parts = [sum(math.ceil(size / ranks) for size in group) * FP32 for group in groups]

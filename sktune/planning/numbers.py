@@ -61,4 +61,7 @@ class _Key:
 @lru_cache(maxsize=32)
 def _run(key: _Key, depth: int) -> Ran:
     model = key.parts.build(depth)
-    return model, dry_run(model, key.parts.recipe, sharded=key.sharded, keep_gradients=key.keep_gradients)
+    limit = model.backbone.max_positions
+    length = key.parts.length if limit is None else min(key.parts.length, limit)
+    run = dry_run(model, key.parts.recipe, sharded=key.sharded, keep_gradients=key.keep_gradients, length=length)
+    return model, run

@@ -13,8 +13,9 @@ from sktune.backbone import Backbone
 from sktune.backbone.loading import attention_for
 from sktune.backbone.skeleton import build_skeleton
 from sktune.methods import build_method
-from sktune.planning.assumptions import labels_of, tokenizer_of
+from sktune.planning.assumptions import labels_of, length_of, tokenizer_of
 from sktune.planning.model_configs import config_of
+from sktune.recipe.methods import TemplateMethod
 from sktune.recipe.schema import Recipe
 from sktune.tasks import TunedModel, build_head
 
@@ -24,6 +25,7 @@ class Parts:
     """What a recipe's modules are made from; `build` makes them, at any depth.
 
     attention: the kernel that the plan counts for.
+    length: tokens of the longest row, where the model has as many positions.
     assumptions: what was assumed, in sentences.
     """
 
@@ -32,6 +34,7 @@ class Parts:
     attention: str
     tokenizer: object
     labels: int
+    length: int
     assumptions: tuple[str, ...]
 
     @property
@@ -61,7 +64,7 @@ class Parts:
             recipe.model,
             recipe.quantization,
             config,
-            language_model=recipe.task.name == "causal_lm",
+            language_model=recipe.needs_language_model,
             attn_implementation=self.attention,
         )
         backbone = Backbone(
@@ -71,7 +74,8 @@ class Parts:
         )
         with torch.device("meta"):
             method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))  # type: ignore[arg-type]
-            head = build_head(recipe.task, backbone, self.labels)
+            answer_tokens = range(self.labels) if isinstance(recipe.method, TemplateMethod) else None
+            head = build_head(recipe.task, backbone, self.labels, answer_tokens)
         return TunedModel(backbone, method, head)
 
 
@@ -84,8 +88,9 @@ def find_parts(recipe: Recipe) -> Parts:
     config, architecture_note = config_of(recipe.model)
     tokenizer, length_note = tokenizer_of(recipe)
     labels, labels_note = labels_of(recipe)
+    length, template_note = length_of(recipe, tokenizer, labels)
     cpu = torch.device("cpu")
-    language_model, visible_prefix = recipe.task.name == "causal_lm", recipe.method.name == "sk_prefix"
+    language_model, visible_prefix = recipe.needs_language_model, recipe.method.name == "sk_prefix"
     model = recipe.model
     attention_note = None
     if model.attn_implementation in ("auto", "flash_attention_2"):
@@ -93,5 +98,7 @@ def find_parts(recipe: Recipe) -> Parts:
         attention_note = "attention is SDPA's fused kernel; flash-attention keeps the same, less the mask"
         model = model.model_copy(update={"attn_implementation": "auto"})
     attention, _ = attention_for(model, config, cpu, language_model, visible_prefix)
-    notes = (architecture_note, length_note, labels_note, attention_note)
-    return Parts(recipe, config, attention, tokenizer, labels, tuple(note for note in notes if note is not None))
+    notes = (architecture_note, length_note, labels_note, template_note, attention_note)
+    return Parts(
+        recipe, config, attention, tokenizer, labels, length, tuple(note for note in notes if note is not None)
+    )

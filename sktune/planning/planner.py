@@ -137,6 +137,8 @@ def plan(
         shard_backbone = _as_the_recipe_says(recipe, ranks, memory_bytes, notes)
     parts = find_parts(recipe)
     model = parts.build()
+    if not model.trainable_parameters():
+        notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
     engine = engine_of(recipe, model, shard_backbone)
     dtype: torch.dtype = getattr(torch, recipe.model.dtype)
     return _put_together(

@@ -149,6 +149,39 @@ class FullFineTuningMethod(Section):
     name: Literal["full"] = "full"
 
 
+class TemplateMethod(Section):
+    """What prompt_based and in_context have in common: the language model fills the answer slot of a template."""
+
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="With {text}, {answer} and, of pairs, {text_pair}; a decoder's ends with {answer}. "
+        "null: `{text} Answer: {answer}`, of pairs `{text} {text_pair} Answer: {answer}`.",
+    )
+    label_words: dict[str, str] | None = Field(
+        None, description="Label -> the word that stands for it (its first token is scored); null: the label's name."
+    )
+    demonstrations: int = Field(0, ge=0, description="Answered training examples of each label in front of the input.")
+    choose: Literal["random", "similar"] = Field(
+        "random", description="Drawn once with the run's seed, or for each input the nearest by TF-IDF."
+    )
+
+
+class PromptBasedMethod(TemplateMethod):
+    """Fine-tuning on a template that the language model completes (PET, arXiv 2001.07676; LM-BFF, 2012.15723)."""
+
+    name: Literal["prompt_based"] = "prompt_based"
+    layers: int | None = Field(
+        None, ge=1, description="Train the uppermost blocks alone; null: the whole model with its head."
+    )
+
+
+class InContextMethod(TemplateMethod):
+    """Nothing is trained: the template alone (zero-shot), or behind demonstrations (few-shot, arXiv 2005.14165)."""
+
+    name: Literal["in_context"] = "in_context"
+
+
 MethodSection = Annotated[
     SKPrefixMethod
     | SKPromptMethod
@@ -161,6 +194,8 @@ MethodSection = Annotated[
     | LlamaAdapterMethod
     | BottleneckAdapterMethod
     | TopLayersMethod
-    | FullFineTuningMethod,
+    | FullFineTuningMethod
+    | PromptBasedMethod
+    | InContextMethod,
     Field(discriminator="name"),
 ]

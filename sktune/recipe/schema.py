@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sktune.recipe.methods import MethodSection
+from sktune.recipe.methods import MethodSection, TemplateMethod
 from sktune.recipe.section import Section
 
 
@@ -199,3 +199,8 @@ class Recipe(Section):
     tracking: TrackingSection = TrackingSection()
     output: OutputSection
     compare: CompareSection = CompareSection()
+
+    @property
+    def needs_language_model(self) -> bool:
+        """Whether the model is loaded with its own head: a causal one, or an encoder's masked one."""
+        return self.task.name == "causal_lm" or isinstance(self.method, TemplateMethod)

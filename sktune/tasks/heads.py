@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,24 @@ class Scored(NamedTuple):
     loss_sum: torch.Tensor
     """fp32 scalar: the loss summed over what counts."""
     labelled: torch.Tensor
+
+
+class LabelWordHead(nn.Module):
+    """Nothing to train: the language model's own logits of the labels' tokens are the logits of the labels."""
+
+    tokens: torch.Tensor
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.tensor(list(tokens), dtype=torch.long), persistent=False)
+
+    def forward(self, vocabulary: torch.Tensor, labels: torch.Tensor | None) -> Scored:
+        """Logits [B, vocabulary] at each row's answer, labels [B] -> logits [B, labels] fp32."""
+        logits = vocabulary[:, self.tokens].float()
+        if labels is None:
+            return Scored(logits, logits.new_zeros(()), self.tokens.new_zeros(()))
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return Scored(logits, loss, (labels != IGNORED).sum())
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.methods import Method
 from sktune.recipe.schema import TaskSection
-from sktune.tasks.heads import IGNORED, SequenceHead, TokenClassificationHead
+from sktune.tasks.heads import IGNORED, LabelWordHead, SequenceHead, TokenClassificationHead
 from sktune.tasks.padding import RightAligned
 
 
@@ -39,8 +39,16 @@ class TunedOutput(ModelOutput):
     row_count: torch.Tensor | None = None
 
 
-def build_head(task: TaskSection, backbone: Backbone, num_labels: int) -> nn.Module | None:
-    """The task's trainable fp32 head; None for the language model, which brings its own frozen one."""
+def build_head(
+    task: TaskSection, backbone: Backbone, num_labels: int, answer_tokens: Sequence[int] | None = None
+) -> nn.Module | None:
+    """The task's trainable fp32 head; None for the language model, which brings its own frozen one.
+
+    With `answer_tokens`, one for each label, the language model's own head answers instead.
+    """
+    if answer_tokens is not None:
+        assert backbone.is_language_model, "loaded without the language model's head"
+        return LabelWordHead(answer_tokens)
     if task.name == "causal_lm":
         if backbone.is_encoder or not backbone.is_language_model:
             raise ValueError(
@@ -87,6 +95,7 @@ class TunedModel(nn.Module):
         labels: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        answer_positions: torch.Tensor | None = None,
     ) -> TunedOutput:
         """Reads the prompt text, weaves it in, reads the batch.
 
@@ -97,6 +106,7 @@ class TunedModel(nn.Module):
             labels: [B], or [B, L] for tokens and language; -100 does not count.
             valid: [B] bool, False for filler rows (regression only needs it).
             num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
+            answer_positions: [B] int64, where the language model answers with a label's word, counted without padding.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
@@ -108,6 +118,12 @@ class TunedModel(nn.Module):
             output, loss_sum, count = self._read_language(embeds, aligned.attention_mask, labels, types)
             if labels is None and output.logits is not None:
                 output.logits = aligned.restore(output.logits)
+        elif isinstance(self.head, LabelWordHead):
+            assert answer_positions is not None, "no answer_positions"
+            at: dict[str, Any] = {"with_lm_head": True, "answer_positions": answer_positions, **types}
+            vocabulary = self.method(self.backbone, embeds, aligned.attention_mask, **at)
+            logits, loss_sum, count = self.head(vocabulary[:, 0], labels)
+            output = TunedOutput(logits=logits)
         else:
             hidden = self.method(self.backbone, embeds, aligned.attention_mask, **types)
             logits, loss_sum, count = self.head(hidden, aligned.attention_mask, labels, valid)

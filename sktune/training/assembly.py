@@ -15,9 +15,22 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from sktune import __version__
 from sktune.backbone import Backbone, load_backbone, load_tokenizer
-from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
+from sktune.backbone.architecture import is_encoder
+from sktune.backbone.skeleton import read_config
+from sktune.data import (
+    Collator,
+    EncodedSplit,
+    Example,
+    RawSplits,
+    Row,
+    TemplateEncoder,
+    encode_split,
+    load_splits,
+    template_encoder,
+)
 from sktune.methods import build_method
 from sktune.recipe import LoadedRecipe, Recipe
+from sktune.recipe.methods import TemplateMethod
 from sktune.tasks import TunedModel, build_head
 from sktune.training.engine import State
 from sktune.training.placement import placement_for
@@ -42,10 +55,14 @@ class Assembly:
     collator: Collator
     raw: RawSplits | None
     sharding: Sharding
+    template: TemplateEncoder | None = None
+    """Of a method with a template: what encodes the splits instead."""
 
     def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
         backbone = self.model.backbone
+        if self.template is not None:
+            return self.template.encode(examples, split, backbone.max_positions)
         return encode_split(
             examples,
             self.recipe.task,
@@ -76,34 +93,62 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
         recipe: the checked recipe.
         ranks: this process.
         labels: the label set of a trained adapter; None takes it from the recipe or the training data.
-        read_data: False for predicting on texts of the caller's own.
+        read_data: False for predicting on texts of the caller's own; training data is read all the same where the
+            method shows some of it as demonstrations.
 
     Raises:
         ValueError: for whatever the user can correct.
     """
-    raw = load_splits(recipe.data, recipe.task) if read_data else None
+    raw = None
+    if read_data:
+        raw = load_splits(recipe.data, recipe.task)
+    elif isinstance(recipe.method, TemplateMethod) and recipe.method.demonstrations:
+        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), recipe.task)
     for line in raw.report if raw is not None else ():
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
+    template = _read_template(recipe, labels or (), tokenizer, raw)  # before the model: its mistakes are cheap to find
+    for line in template.report if template is not None else ():
+        logger.info(line)
     sharding = decide_sharding(recipe, ranks)
     backbone = load_backbone(
         recipe.model,
         recipe.quantization,
-        language_model=recipe.task.name == "causal_lm",
+        language_model=recipe.needs_language_model,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         visible_prefix=recipe.method.name == "sk_prefix",
         placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
-    head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1)
+    answer_tokens = None if template is None else template.template.tokens
+    head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
     model = TunedModel(backbone, method, head)
     _check_positions(recipe, backbone, method.prompt_length())
     assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
-    return Assembly(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding)
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
+    return Assembly(
+        recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template
+    )
+
+
+def _read_template(
+    recipe: Recipe, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, raw: RawSplits | None
+) -> TemplateEncoder | None:
+    method = recipe.method
+    if not isinstance(method, TemplateMethod):
+        return None
+    return template_encoder(
+        method,
+        recipe.data,
+        labels,
+        tokenizer,
+        raw.train if raw is not None else (),
+        is_encoder=is_encoder(read_config(recipe.model)),
+        seed=recipe.training.seed,
+    )
 
 
 def _check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:

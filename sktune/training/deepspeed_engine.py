@@ -15,10 +15,13 @@ from sktune.training.ranks import Ranks
 
 
 class DeepSpeedEngine:
-    """A ZeRO engine around the model; the backbone is partitioned in stage 3, the optimizer from stage 1 on."""
+    """A ZeRO engine around the model; the backbone is partitioned in stage 3, the optimizer from stage 1 on.
+
+    Without an optimizer (stage 3 only) it evaluates.
+    """
 
     def __init__(
-        self, model: TunedModel, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
+        self, model: TunedModel, optimizer: torch.optim.Optimizer | None, config: dict[str, Any], ranks: Ranks
     ) -> None:
         import deepspeed
 
@@ -29,7 +32,8 @@ class DeepSpeedEngine:
         self.stage: int = self.engine.zero_optimization_stage()
         self._replaced: State | None = None
         if self.stage == 3:
-            self._coordinator = self.engine.optimizer.parameter_offload.get_param_coordinator()
+            zero = self.engine.optimizer
+            self._coordinator = (zero if optimizer is None else zero.parameter_offload).get_param_coordinator()
             self._gathered_for_use = _GatheredForUse(
                 p
                 for p in model.backbone.parameters()

@@ -11,11 +11,13 @@ from torch import nn
 from sktune.recipe.schema import TrainingSection
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSection) -> torch.optim.AdamW:
+def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSection) -> torch.optim.AdamW | None:
     """AdamW with up to four groups: adapter or head, with or without weight decay (biases have none).
 
-    Each group remembers its peak rate as `peak_lr`.
+    Each group remembers its peak rate as `peak_lr`. None where there is nothing to train.
     """
+    if not parameters:
+        return None
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}: everything that trains is fp32"

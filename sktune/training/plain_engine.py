@@ -1,4 +1,4 @@
-"""Steps in plain PyTorch: one process, or replicas that sum their gradients."""
+"""Steps in plain PyTorch: one process, or replicas that sum their gradients; evaluation alone without an optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PlainEngine:
     """One process, or replicas that sum their gradients."""
 
     def __init__(
-        self, model: TunedModel, optimizer: torch.optim.Optimizer, max_grad_norm: float | None, ranks: Ranks
+        self, model: TunedModel, optimizer: torch.optim.Optimizer | None, max_grad_norm: float | None, ranks: Ranks
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -33,6 +33,7 @@ class PlainEngine:
         self.model.train(mode)
 
     def set_rate(self, factor: float) -> float:
+        assert self.optimizer is not None
         return set_rate(self.optimizer, factor)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -49,6 +50,7 @@ class PlainEngine:
             parameter.grad = gradient
         limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        assert self.optimizer is not None
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -58,6 +60,8 @@ class PlainEngine:
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
     def optimizer_state(self) -> State:
+        if self.optimizer is None:
+            return {}
         return {
             f"{moment}/{name}": self.optimizer.state[p][moment].cpu().clone()
             for name, p in self.parameters.items()
@@ -65,6 +69,7 @@ class PlainEngine:
         }
 
     def load_optimizer_state(self, state: State, steps: int) -> None:
+        assert self.optimizer is not None
         for name, p in self.parameters.items():
             moments = {moment: state[f"{moment}/{name}"].to(p.device).clone() for moment in MOMENTS}
             self.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}

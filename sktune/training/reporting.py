@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sktune.backbone.quantized import FrozenLinear
 from sktune.recipe import Recipe, metrics_of
+from sktune.recipe.methods import TemplateMethod
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import COMPARE_PREFIX, FIGURES_FOLDER
 from sktune.training.assembly import Assembly
 from sktune.training.ranks import Ranks
+from sktune.training.untrained import Untrained
 
 if TYPE_CHECKING:
     from sktune.training.loop import Loop
@@ -49,7 +51,7 @@ def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
 def decisions(
     recipe: Recipe,
     ranks: Ranks,
-    loop: Loop,
+    loop: Loop | Untrained,
     trainable: int,
     total: int,
     ds_config: dict[str, Any] | None,
@@ -59,17 +61,39 @@ def decisions(
     training = recipe.training
     percent = 100 * trainable / max(total, 1)
     yield f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}"
+    if unused := list(_unused(recipe)):
+        yield f"without effect, since the language model's own head answers: {', '.join(unused)}"
+    engine = "none" if ds_config is None else f"ZeRO-{ds_config['zero_optimization']['stage']}"
+    deepspeed = f"DeepSpeed: {engine} on {ranks.world_size} rank(s): {loop.assembly.sharding.reason}"
+    if isinstance(loop, Untrained):
+        yield (
+            f"{recipe.method.name} trains nothing: no step is taken, no checkpoint written, and of the section "
+            "training only the seed and what concerns evaluation have an effect"
+        )
+        yield deepspeed
+        yield from quantization_decisions(loop.assembly, ranks)
+        return
     yield (
         f"global batch: {training.per_device_train_batch_size} per rank x {training.gradient_accumulation_steps} "
         f"accumulation x {ranks.world_size} ranks = {loop.batches.global_batch_size}; "
         f"{loop.total_steps} steps, {loop.batches.steps_per_epoch} an epoch"
     )
-    engine = "none" if ds_config is None else f"ZeRO-{ds_config['zero_optimization']['stage']}"
-    yield f"DeepSpeed: {engine} on {ranks.world_size} rank(s): {loop.assembly.sharding.reason}"
+    yield deepspeed
     yield from quantization_decisions(loop.assembly, ranks)
     yield (f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation")
     if checkpoint is not None:
         yield f"resuming from {checkpoint}"
+
+
+def _unused(recipe: Recipe) -> Iterator[str]:
+    """Options that were given for other methods' sake: a comparison differs in the method alone."""
+    if not isinstance(recipe.method, TemplateMethod):
+        return
+    for name, keys in {
+        "task": ("pooling", "head_dropout"), "training": ("head_learning_rate",), "data": ("pair_template",)
+    }.items():  # fmt: skip
+        section = getattr(recipe, name)
+        yield from (f"{name}.{key}" for key in keys if key in section.model_fields_set)
 
 
 def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A training run from recipe to adapter folder and MLflow run."""
+"""A run from recipe to adapter folder and MLflow run."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE,
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import decisions, log_results, run_name, run_tags
+from sktune.training.untrained import Untrained
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
         if part is not assembly.model.backbone:  # it is there already, whole or in shares
             part.to(ranks.device)
     sharding = assembly.sharding
-    if sharding.config is None:
+    # Without an optimizer there is nothing for ZeRO-1 and -2 to share.
+    if sharding.config is None or (optimizer is None and not sharding.sharded):
         return PlainEngine(assembly.model, optimizer, recipe.training.max_grad_norm, ranks), None
     config = size_deepspeed_config(
         sharding.config,
@@ -135,8 +137,17 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
 
 def _build_loop(
     assembly: Assembly, engine: Engine, ranks: Ranks, tracker: Tracker, output_dir: Path, progress: Progress
-) -> Loop:
+) -> Loop | Untrained:
     assert assembly.raw is not None
+    progress.run_id = ranks.broadcast(tracker.run_id)
+    progress.seed = assembly.recipe.training.seed
+    progress.world_size = ranks.world_size
+    meter = ThroughputMeter(ranks)
+    meter.train_seconds, meter.total_real_tokens = progress.train_seconds, progress.real_tokens
+    validation_rows = assembly.encode_for_scoring(assembly.raw.validation, "validation")
+    if not assembly.model.trainable_parameters():
+        reset_peak_memory(ranks.device)
+        return Untrained(assembly, validation_rows, engine, ranks, tracker, progress, meter)
     encoded = assembly.encode(assembly.raw.train, "train")
     for line in encoded.report:
         logger.info(line)
@@ -147,17 +158,12 @@ def _build_loop(
             "resuming with a global batch of %d instead of %d: the data goes on from step %d of the new order",
             batches.global_batch_size, progress.global_batch_size, progress.step,
         )  # fmt: skip
-    progress.run_id = ranks.broadcast(tracker.run_id)
-    progress.seed = assembly.recipe.training.seed
     progress.global_batch_size = batches.global_batch_size
-    progress.world_size = ranks.world_size
-    meter = ThroughputMeter(ranks)
-    meter.train_seconds, meter.total_real_tokens = progress.train_seconds, progress.real_tokens
     reset_peak_memory(ranks.device)
     return Loop(
         assembly=assembly,
         train_rows=rows,
-        validation_rows=assembly.encode_for_scoring(assembly.raw.validation, "validation"),
+        validation_rows=validation_rows,
         engine=engine,
         ranks=ranks,
         tracker=tracker,
@@ -170,7 +176,7 @@ def _build_loop(
 
 
 def _summarize(
-    loop: Loop,
+    loop: Loop | Untrained,
     progress: Progress,
     test: Scores | None,
     ranks: Ranks,

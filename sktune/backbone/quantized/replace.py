@@ -20,9 +20,9 @@ from sktune.recipe.schema import QuantizationSection
 def replace_linears(network: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:
     """Puts an empty frozen layer (on the meta device) in the place of each linear layer that is to be quantized.
 
-    Quantized is every `nn.Linear` and `Conv1D` that multiplies as these do, except the language model's head (its
-    errors would be errors of the answer itself) and the modules that `skip_modules` names, by the end of their name or
-    a pattern for its beginning.
+    Quantized is every `nn.Linear` and `Conv1D` that multiplies as these do, except the language model's head (all of
+    an encoder's; its errors would be errors of the answer itself) and the modules that `skip_modules` names, by the
+    end of their name or a pattern for its beginning.
 
     Args:
         network: parameters on the meta device.
@@ -44,7 +44,8 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
                 f"there are {', '.join(kinds)}"
             )
         skipped.update(named)
-    chosen = {name: module for name, module in linears.items() if name not in skipped and module is not head}
+    body = set(getattr(network, network.base_model_prefix, network).modules()) - {head}
+    chosen = {name: module for name, module in linears.items() if name not in skipped and module in body}
     if not chosen:
         raise ValueError(
             f"quantization: no linear layer of {network.config.model_type} is left to quantize; "

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 
 from sktune.recipe.errors import Problem
-from sktune.recipe.rules import baselines, compare, data, method, model, task, training
+from sktune.recipe.rules import baselines, compare, data, method, model, task, templates, training
 from sktune.recipe.section import Section
 
 Rule = Callable[..., Iterator[Problem]]
@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     *model.RULES,
     *method.RULES,
     *baselines.RULES,
+    *templates.RULES,
     *task.RULES,
     *data.RULES,
     *training.RULES,

@@ -10,6 +10,7 @@ from sktune.recipe.methods import (
     IA3Method,
     MethodSection,
     PrefixTuningMethod,
+    PromptBasedMethod,
     PromptTuningMethod,
     PTuningMethod,
     TopLayersMethod,
@@ -82,13 +83,13 @@ def unfrozen_layers_are_whole(
     method: MethodSection, model: ModelSection, quantization: QuantizationSection
 ) -> Iterator[Problem]:
     """What trains is fp32, and packed weights have no gradient."""
-    if not isinstance(method, FullFineTuningMethod | TopLayersMethod):
+    if not isinstance(method, FullFineTuningMethod | TopLayersMethod | PromptBasedMethod):
         return
     if quantization.bits is not None:
         yield Problem(
             "method.name",
             f"{method.name} trains the model's own weights, which have no gradient in {quantization.bits} bits",
-            "with quantization: lora, ia3, bottleneck_adapter and the prompt and prefix methods",
+            "with quantization: lora, ia3, bottleneck_adapter, in_context and the prompt and prefix methods",
             "choose one of those, or set load_in_4bit and load_in_8bit to false.",
         )
     if model.dtype != "float32":
