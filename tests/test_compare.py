@@ -89,6 +89,21 @@ def test_a_cell_is_the_recipe_with_its_overrides(workshop: Workshop) -> None:
     assert cells[1].loaded.recipe.method == load_recipe(recipe).method
 
 
+def test_what_does_not_read_a_rate_is_not_run_at_each(workshop: Workshop) -> None:
+    grid = {"training.learning_rate": [1e-3, 1e-2], "data.max_length": [16, 32]}
+    recipe = workshop.write(
+        "idle", TASKS["sequence"], comparing(methods={"head_only": {}, "in_context": {}, "lora": {}}, grid=grid)
+    )
+
+    def count(*overrides: str) -> dict[str, int]:
+        cells, refused, _ = plan_cells(recipe, overrides, workshop.folder / "out")
+        assert refused == []
+        return {label: sum(cell.label == label for cell in cells) for label in ("head_only", "in_context", "lora")}
+
+    assert count("training.head_learning_rate=1e-2") == {"head_only": 2, "in_context": 2, "lora": 4}
+    assert count("training.head_learning_rate=null") == {"head_only": 4, "in_context": 2, "lora": 4}
+
+
 def test_what_cannot_work_is_refused_at_once_with_field_and_reason(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sktune.recipe import CompareSection, LoadedRecipe, Problem, RecipeError, flatten, load_recipe_document
+from sktune.recipe import (
+    CompareSection,
+    LoadedRecipe,
+    Problem,
+    RecipeError,
+    TrainingSection,
+    flatten,
+    load_recipe_document,
+)
 from sktune.recipe.comparing import METHOD_NAMES, compared_method
 
 CELLS_FOLDER = "cells"
@@ -78,7 +86,7 @@ def plan_cells(
     for label, method in methods.items():
         found: dict[str, Problem] = {}
         refused_points = 0
-        for point in points:
+        for point in _points_of(method, points, base):
             seeds = [base.recipe.training.seed + offset for offset in range(section.seeds)]
             try:
                 cells += [_cell(source, overrides, folder, label, method, point, names, seed) for seed in seeds]
@@ -88,6 +96,17 @@ def plan_cells(
         if found:
             refused.append(Refused(label, refused_points, tuple(found.values())))
     return _with_names_of_their_own(cells, folder), refused, base
+
+
+def _points_of(method: Mapping[str, Any], points: Sequence[dict[str, Any]], base: LoadedRecipe) -> list[dict[str, Any]]:
+    """The grid points that differ for a method: rates that it does not read are no reason to run it again."""
+    idle: set[str] = set()
+    if method["name"] == "in_context":
+        idle = {f"training.{key}" for key in TrainingSection.model_fields} - {"training.per_device_eval_batch_size"}
+    elif method["name"] == "head_only" and base.recipe.training.head_learning_rate is not None:
+        idle = {"training.learning_rate"} if "training.head_learning_rate" not in points[0] else set()
+    kept = [{field: value for field, value in point.items() if field not in idle} for point in points]
+    return [point for number, point in enumerate(kept) if point not in kept[:number]]
 
 
 def refusal_message(refused: Sequence[Refused], points: int) -> str:
