@@ -23,10 +23,10 @@ import torch
 from real_data import DATASETS, model_folder, recipe
 
 from sktune.data import GlobalBatches
+from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import Recipe, parse_recipe
 from sktune.training.assembly import Assembly, assemble
 from sktune.training.evaluation import model_inputs
-from sktune.training.optimizer import build_optimizer
 from sktune.training.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]

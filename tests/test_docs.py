@@ -35,3 +35,35 @@ def test_every_cell_of_the_support_matrix_names_a_test_or_says_what_happens() ->
 def test_links_lead_somewhere(document: Path) -> None:
     for target in LINK.findall(document.read_text(encoding="utf-8")):
         assert (document.parent / target.strip()).exists(), target
+
+
+def test_no_room_imports_from_a_later_one() -> None:
+    """The order of the table in docs/design.md; imports inside functions count, those for types alone do not."""
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`sktune/.*?) \|", design, re.MULTILINE)
+    place = {
+        name.removesuffix(".py").rstrip("/"): number
+        for number, cell in enumerate(table)
+        for name in re.findall(r"`sktune/([\w./]+)`", cell)
+    }
+    rooms = {
+        path.stem for path in (ROOT / "sktune").iterdir() if path.name[0] not in "_." and path.suffix in ("", ".py")
+    }
+    assert rooms == set(place)
+    for file in (ROOT / "sktune").rglob("*.py"):
+        here = file.relative_to(ROOT / "sktune").parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for module in _imported(ast.parse(file.read_text(encoding="utf-8"))):
+            there = module.split(".")[1]
+            if there in place:
+                assert place[there] <= place[here], f"{file.relative_to(ROOT)} imports {module}"
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return []
+    found = [name for child in ast.iter_child_nodes(node) for name in _imported(child)]
+    if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("sktune."):
+        found.append(node.module)
+    return found

@@ -18,6 +18,7 @@ from sktune.backbone import load_backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
 from sktune.methods import METHODS
+from sktune.optimization.optimizer import build_optimizer
 from sktune.planning import MOMENTS, Plan, choose_sharding, plan
 from sktune.planning import changes as changes_module
 from sktune.planning import numbers as numbers_module
@@ -31,7 +32,6 @@ from sktune.planning.sweep import parse_axes
 from sktune.planning.units import parse_bytes
 from sktune.planning.zero_hooks import Use
 from sktune.recipe import Recipe, load_recipe
-from sktune.training.optimizer import build_optimizer
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sktune.optimization.deepspeed_config import read_deepspeed_config, size_deepspeed_config
+from sktune.optimization.optimizer import build_optimizer
 from sktune.planning.gathering import Thresholds
 from sktune.recipe import DEEPSPEED_PRESETS, Recipe
 from sktune.tasks import TunedModel
-from sktune.training.deepspeed_config import read_deepspeed_config, size_deepspeed_config
-from sktune.training.optimizer import build_optimizer
 
 FP32 = 4
 """Bytes; everything that trains is fp32."""

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from sktune.data import GlobalBatches, Row, divide
+from sktune.optimization.optimizer import rate_factor
 from sktune.recipe import metrics_of
 from sktune.tasks.metrics import is_better
 from sktune.tasks.predictions import Scores
@@ -25,7 +26,6 @@ from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoin
 from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
 from sktune.training.meters import ThroughputMeter, peak_memory
-from sktune.training.optimizer import rate_factor
 from sktune.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)

@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sktune.optimization.deepspeed_config import size_deepspeed_config
+from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import LoadedRecipe
 from sktune.tasks import put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
-from sktune.training.deepspeed_config import size_deepspeed_config
 from sktune.training.deepspeed_engine import DeepSpeedEngine
 from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
-from sktune.training.optimizer import build_optimizer
 from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, claim_output
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks

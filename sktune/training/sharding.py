@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from sktune.optimization.deepspeed_config import read_deepspeed_config
 from sktune.recipe import DEEPSPEED_PRESETS, Recipe
-from sktune.training.deepspeed_config import read_deepspeed_config
 from sktune.training.ranks import Ranks
 
 
