@@ -51,6 +51,10 @@ def notes(report: Report) -> list[str]:
     if report.target is not None:
         share = f"{TARGET_SHARE:.0%} of the best method's validation {report.metric} is {report.target:.4f}"
         lines.append(f"{share}; steps are of the first evaluation that reaches it, mean over seeds")
+    if report.environment.get("device") == "cpu":
+        lines.append(
+            "peak memory is the process's resident one: libraries and what earlier cells left in their caches included"
+        )
     if report.environment:
         lines.append("environment: " + ", ".join(f"{key} {value}" for key, value in report.environment.items()))
     lines += [f"failed: {name}: {error}" for name, error in report.failed.items()]
