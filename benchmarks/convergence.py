@@ -68,14 +68,20 @@ def run(study: str, data: Path, work: Path, full: bool) -> dict[str, Any]:
     recipe, folder = str(ROOT / "recipes" / "compare" / f"{study}.yaml"), work / study
     overrides = overrides_of(study, data, full)
     place = ["--output", str(folder), "--skip-refused"]
-    sktune(["compare", recipe, *overrides, "--seeds", "1", *place])
+    _checked(sktune(["compare", recipe, *overrides, "--seeds", "1", *place]))
     for entry in build_report(read_results(folder)).entries:
         chosen = [f"{field}={value}" for field, value in entry.grid.items()]
         grid = [part for choice in chosen for part in ("--grid", choice)]
         seeds = ["--seeds", "5" if full else "3"]
-        sktune(["compare", recipe, *overrides, "--methods", entry.label, *grid, *seeds, *place])
+        _checked(sktune(["compare", recipe, *overrides, "--methods", entry.label, *grid, *seeds, *place]))
     report = build_report(read_results(folder))
     return {"size": "full" if full else "small", "settings": settings(recipe, overrides), **report.as_json()}
+
+
+def _checked(status: int) -> None:
+    """A failed cell (1) is reported; whatever else ended a comparison ends the study."""
+    if status not in (0, 1):
+        raise RuntimeError(f"sktune compare ended with status {status}; see its message")
 
 
 def settings(recipe: str, overrides: list[str]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ def overview(result: dict[str, Any]) -> str:
         found = verdict(study)
         ours, rival = found["ours"], found["rival"]
         score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
-        steps = f"{_steps(found['our_steps'])} against {_steps(found['rival_steps'])}: "
-        steps += "half or less" if found["half_the_steps"] else "more than half"
+        steps = (
+            f"{_steps(ours)} against {_steps(rival)}: {'half or less' if found['half_the_steps'] else 'more than half'}"
+        )
         parameters = f"{ours['trainable_parameters']:,} against {found['lora_parameters']:,} of LoRA"
         rows.append(f"| {name} | {ours['label']}, {score} | {rival['label']} | {steps} | {parameters} |")
     return "\n".join(rows) + "\n"
@@ -43,19 +44,22 @@ def overview(result: dict[str, Any]) -> str:
 def verdict(study: dict[str, Any]) -> dict[str, Any]:
     """The target of a study: a higher score than the best rival, in half its steps, no larger than LoRA.
 
-    Of each side the method with the best validation score is taken; steps are those to the study's target.
+    Of each side the method with the best validation score is taken; steps are those to the study's target. A seed that
+    did not reach it counts as if it had at the last step, a rival's others as if at the first evaluation.
     """
-    entries = {entry["label"]: entry for entry in study["entries"] if entry["score"]}
+    entries = {entry["label"]: entry for entry in _scored(study)}
     ours, rival = (_best([entries[label] for label in labels if label in entries]) for labels in (OURS, RIVALS))
-    steps = [entry["steps_to_target"] for entry in (ours, rival)]
-    faster = steps[0] is not None and (steps[1] is None or steps[0] <= steps[1] / 2)
-    lora = entries["lora"]["trainable_parameters"]
+    rival_steps = rival["steps_to_target"]
+    if rival_steps is None:
+        late = rival["finished"] - rival["reached"]
+        early = min(map(int, rival["curve"]))
+        rival_steps = (late * study["settings"]["steps"] + rival["reached"] * early) / rival["finished"]
+    faster = ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2
+    lora = entries["lora"]["trainable_parameters"] if "lora" in entries else 0
     return {
         "ours": ours,
         "rival": rival,
         "higher": ours["score"]["mean"] > rival["score"]["mean"],
-        "our_steps": steps[0],
-        "rival_steps": steps[1],
         "half_the_steps": faster,
         "lora_parameters": lora,
         "no_larger_than_lora": ours["trainable_parameters"] <= lora,
@@ -76,11 +80,11 @@ def section(name: str, study: dict[str, Any]) -> str:
         f"| method | rate | test {metric} | validation {metric} | seeds | trainable | steps to {study['target']:.3f} |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for entry in study["entries"]:
+    for entry in _scored(study):
         rate = ", ".join(f"{value:g}" for value in entry["grid"].values())
         lines.append(
             f"| {entry['label']} | {rate} | {_score(entry)} | {_score(entry, 'validation')} | {entry['finished']} "
-            f"| {entry['trainable_parameters']:,} | {_steps(entry['steps_to_target'])} |"
+            f"| {entry['trainable_parameters']:,} | {_steps(entry)} |"
         )
     if study["floor"] is not None:
         lines.append(f"| {study['floor_name']} | | {study['floor']:.4f} | | | | |")
@@ -98,7 +102,7 @@ def draw(name: str, study: dict[str, Any]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     labels = sorted(entry["label"] for entry in study["entries"])
-    for entry in study["entries"]:
+    for entry in _scored(study):
         steps = [int(step) for step in entry["curve"]]
         means = [point["mean"] for point in entry["curve"].values()]
         spreads = [point["deviation"] or 0.0 for point in entry["curve"].values()]
@@ -110,7 +114,7 @@ def draw(name: str, study: dict[str, Any]) -> None:
     axes.axhline(study["target"], color="grey", linestyle="--", linewidth=1)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(f"validation {study['metric']}")
-    axes.set_title(f"{name}: mean of three seeds, band of one standard deviation", fontsize=10)
+    axes.set_title(f"{name}: mean over seeds, band of one standard deviation", fontsize=10)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     figure.savefig(DOCS / "pictures" / f"convergence_{name}.png", dpi=110, format="png")
 
@@ -124,5 +128,11 @@ def _score(entry: Entry, kind: str = "score") -> str:
     return f"{value['mean']:.4f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.4f}")
 
 
-def _steps(steps: float | None) -> str:
-    return "not reached" if steps is None else f"{steps:.0f}"
+def _scored(study: dict[str, Any]) -> list[Entry]:
+    return [entry for entry in study["entries"] if entry["score"]]
+
+
+def _steps(entry: Entry) -> str:
+    if entry["steps_to_target"] is not None:
+        return f"{entry['steps_to_target']:.0f}"
+    return f"{entry['reached']} of {entry['finished']} seeds" if entry["reached"] else "not reached"

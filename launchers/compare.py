@@ -1,6 +1,6 @@
 """Runs a comparison on several processes, all cells in one launch: what `deepspeed`, `torchrun` or `python` starts.
 
-deepspeed --num_gpus 2 launchers/compare.py --recipe recipes/compare_embedded.yaml [--methods ...] [overrides ...]
+deepspeed --num_gpus 2 launchers/compare.py --recipe recipes/compare/newswire.yaml [--methods ...] [overrides ...]
 """
 
 import argparse

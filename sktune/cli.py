@@ -167,10 +167,10 @@ def _print_summary(summary: dict[str, Any], output_dir: str, tracking: Any) -> N
             print(f"  {name:<48} {shown:>18}")
     print(f"adapter: {output_dir}/adapter")
     if tracking.enabled:
-        where = f"mlflow ui --backend-store-uri {tracking.tracking_uri}"
-        print(
-            f"tracked: {tracking.tracking_uri}" + (f"  ({where})" if tracking.tracking_uri.startswith("sqlite") else "")
-        )
+        from sktune.tracking.uri import hide_password
+
+        uri = hide_password(tracking.tracking_uri)
+        print(f"tracked: {uri}" + (f"  (mlflow ui --backend-store-uri {uri})" if uri.startswith("sqlite") else ""))
 
 
 def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:

@@ -25,8 +25,9 @@ def guarded(command: Any, *arguments: Any) -> int:
     """
     try:
         return command(*arguments) or 0
-    except (ValueError, FloatingPointError) as error:
-        if os.environ.get("SKTUNE_DEBUG"):
+    except (ValueError, FloatingPointError, OSError) as error:
+        # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
+        if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
             raise
         rank = int(os.environ.get("RANK", "0"))
         print(

@@ -30,7 +30,7 @@ from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
 from sktune.comparison.results import read_results
-from sktune.comparison.state import CellState, ComparisonState, load_state
+from sktune.comparison.state import CellState, ComparisonState, load_state, open_folder
 from sktune.comparison.tables import as_csv, as_json, as_markdown, write_report
 from sktune.data import load_splits
 from sktune.recipe import RecipeError, load_recipe, load_recipe_document
@@ -38,6 +38,7 @@ from sktune.training.checkpoint import checkpoint_path
 from sktune.training.meters import peak_memory, reset_peak_memory
 from sktune.training.run import train
 
+TWICE = ("--grid", "training.learning_rate=1e-3", "--grid", "training.learning_rate=3e-3")
 NO_VALIDATION = ("data.validation=null", "training.eval_steps=null")
 SHORT: Sections = {"training": {"max_steps": 4, "eval_steps": 2}}
 
@@ -150,6 +151,11 @@ def test_a_single_run_knows_nothing_of_the_section(workshop: Workshop) -> None:
         (["--methods", "lora", "--grid", "training.learning_rate"], "--grid: 'training.learning_rate' is not"),
         (["--methods", "lora", "--grid", "training.learning_rte=1e-3"], "did you mean training.learning_rate?"),
         (["--methods", "lora", "--seeds", "0"], "compare.seeds"),
+        (["--methods", "lora", *TWICE], "--grid: training.learning_rate is given twice"),
+        (["--methods", "lora", "output.overwrite=true"], "output.overwrite=true: a comparison never writes over"),
+        (["--methods", "lora", "training.resume=auto"], "training.resume=auto: a comparison always goes on"),
+        (["method.rank=16", "compare.methods={sk_prefix: {rank: 2}}"], "method.rank=16: would do nothing"),
+        (["--methods", "lora", "--output", "/dev/null/folder"], "/dev/null"),
         (
             ["--methods", "lora", "--grid", "training.learning_rate=1e-3,2e-3", *NO_VALIDATION],
             "compare.select: the grid has several points",
@@ -485,6 +491,83 @@ def test_two_ranks_stay_in_step_through_a_failed_cell(workshop: Workshop, start:
     assert state.environment["ranks"] == 2
     assert "memory/rank1/frozen_bytes" in state.cell("head_only-seed42").summary
     assert running.output().count("token_classification") == 1  # one table, of the main rank
+
+
+def test_cells_of_one_folder_differ_in_method_seed_and_grid_alone(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = workshop.write("mixed", SHORT, {"task": {"name": "token_classification", "labelled_piece": "${PIECE}"}})
+    monkeypatch.setenv("PIECE", "first")
+    folder = workshop.output("mixed")
+    state = _finished(recipe, folder, ["lora"])
+    other, _, _ = plan_cells(recipe, ["training.max_steps=3"], folder, ["ia3"])
+    with pytest.raises(ValueError, match=r"lora-seed42: training\.max_steps was 4 and is 3"):
+        state.add(other, ONE)
+    same, _, _ = plan_cells(recipe, ["compare.seeds=2"], folder, ["ia3"])
+    with pytest.raises(ValueError, match="ranks was 1 and is 2"):
+        state.add(same, {**ONE, "ranks": 2})
+    # What `${PIECE}` stands for is compared, and not shown.
+    monkeypatch.setenv("PIECE", "last")
+    last, _, _ = plan_cells(recipe, [], folder, ["ia3"])
+    with pytest.raises(ValueError, match=r"task.labelled_piece was '\$\{PIECE\} \(digest \w+\)' and is"):
+        state.add(last, ONE)
+    assert state.add(same, ONE) == []
+    assert [cell.name for cell in state.cells] == ["lora-seed42", "ia3-seed42", "ia3-seed43"]
+    monkeypatch.setenv("PIECE", "first")
+    varied, _, _ = plan_cells(recipe, ["compare.grid={training.learning_rate: [0.5]}"], folder, ["full"])
+    assert state.add(varied, ONE) == []
+
+
+ONE = {"ranks": 1, "device": "cpu"}
+
+
+def _finished(recipe: Path, folder: Path, methods: list[str]) -> ComparisonState:
+    """A comparison whose cells have finished, without running them."""
+    cells, _, base = plan_cells(recipe, [], folder, methods)
+    state = ComparisonState("made", str(recipe), [], base.recipe.task.name, "f1", "validation")
+    state.add(cells, ONE)
+    for cell in state.cells:
+        cell.status = "finished"
+    return state
+
+
+def test_one_command_at_a_time_runs_in_a_folder(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("busy", SHORT)
+    with open_folder(workshop.output("busy")):
+        assert main(["compare", str(recipe), "--methods", "head_only"]) == 2
+        assert "another process is running the comparison" in capsys.readouterr().err
+    assert not workshop.output("busy").exists()  # it was empty
+
+
+def test_cells_that_failed_are_tried_again_last(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = workshop.write("order", SHORT)
+    tried: list[str] = []
+
+    def fail(loaded: Any, *_: Any) -> dict[str, Any]:
+        tried.append(Path(loaded.recipe.output.dir).name)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(runner, "train", fail)
+    assert main(["compare", str(recipe), "--methods", "lora"]) == 1
+    assert main(["compare", str(recipe), "--methods", "lora,ia3"]) == 1
+    assert tried == ["lora-seed42", "ia3-seed42", "lora-seed42"]
+
+
+def test_messages_are_no_markup_and_passwords_are_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = "RuntimeError: [/pytorch/gloo/pair.cc:553] Connection closed, allowed [a, b]"
+    made(tmp_path, [{"status": "failed", "error": error}])
+    assert main(["report", str(tmp_path)]) == 0
+    assert "[/pytorch/gloo/pair.cc:553] Connection closed, allowed [a, b]" in capsys.readouterr().out
+    assert main(["report", "x", "--tracking-uri", "http://me:secret@127.0.0.1:9"]) == 2
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_without_a_test_split_a_chosen_point_is_said_to_be_flattered(tmp_path: Path) -> None:
+    cells = [
+        {"grid": {"training.learning_rate": rate}, "summary": {"validation/f1": rate}, "curve": {3: rate}}
+        for rate in (0.1, 0.2)
+    ]
+    assert "flatters" in as_markdown(build_report(read_results(made(tmp_path, cells))))
 
 
 def test_a_report_of_what_is_no_comparison(

@@ -28,7 +28,9 @@ def backbone() -> Backbone:
 def sized(
     config: dict[str, Any], backbone: Backbone, *, shipped: bool = False, training: TrainingSection = TRAINING
 ) -> dict[str, Any]:
-    return size_deepspeed_config(config, shipped=shipped, training=training, backbone=backbone, trainable=TRAINABLE)
+    return size_deepspeed_config(
+        config, shipped=shipped, training=training, backbone=backbone, trainable=TRAINABLE, ranks=2
+    )
 
 
 def own_file(folder: Path, content: Any) -> str:
@@ -128,13 +130,29 @@ def test_the_recipes_own_numbers_may_stand_in_the_file(tmp_path: Path, backbone:
     assert sized(read_deepspeed_config(own_file(tmp_path, own)), backbone)["gradient_accumulation_steps"] == 2
 
 
+def test_a_batch_of_all_ranks_is_checked_with_their_number(tmp_path: Path, backbone: Backbone) -> None:
+    own = {"train_batch_size": 16, "zero_optimization": {"stage": 2}}  # 4 x 2 x 2 ranks
+    assert sized(read_deepspeed_config(own_file(tmp_path, own)), backbone)["train_micro_batch_size_per_gpu"] == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("offload_param", "cpu"), ("stage3_prefetch_bucket_size", "5e7"), ("reduce_bucket_size", True)],
+)
+def test_values_of_a_wrong_type_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    own = {"zero_optimization": {"stage": 3, key: value}}
+    with pytest.raises(ValueError, match=rf"own\.json: zero_optimization\.{key} is {value!r}"):
+        read_deepspeed_config(own_file(tmp_path, own))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("train_micro_batch_size_per_gpu", 8),
         ("gradient_accumulation_steps", 1),
         ("gradient_clipping", 1.0),
-        ("train_batch_size", 7),  # 4 x 2 x any number of ranks is never 7
+        ("train_batch_size", 7),  # 4 x 2 x 2 ranks are 16
+        ("train_batch_size", 32),
     ],
 )
 def test_another_batch_than_the_recipes_is_refused(tmp_path: Path, backbone: Backbone, key: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, c
     fields = {"name": "head_only", "text": ..., "rank": ...} if method == "head_only" else {"name": method}
     recipe = _of_method(make, fields, {"gradient_checkpointing": checkpointing})
     parts = find_parts(recipe)
-    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False))
+    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False, 1))
     model = parts.build()
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -185,7 +186,7 @@ def test_a_deep_model_is_planned_from_shallow_ones_exactly(
     recipe = make(8, training={"gradient_checkpointing": checkpointing}, quantization=quantization)
     parts = find_parts(recipe)
     model = parts.build()
-    engine = engine_of(recipe, model, True)
+    engine = engine_of(recipe, model, True, 2)
     quick, run = numbers_of(parts, model, engine, 3), run_of(parts, model, engine)
     monkeypatch.setattr(numbers_module, "SHALLOW", (4, 99))
     assert quick == numbers_of(parts, model, engine, 3)
@@ -292,6 +293,43 @@ def test_the_advice_fits_when_it_is_planned_again(make: MakeRecipe) -> None:
     assert again.fits and again.peak == advice.plan.peak
 
 
+def test_the_advice_can_be_typed(make: MakeRecipe, tmp_path: Path) -> None:
+    """Options of the old bits would do nothing with the new ones, and are left out."""
+    recipe = make(
+        quantization={"load_in_8bit": True, "llm_int8_threshold": 5.0, "skip_modules": ["q_proj"]},
+        training={"gradient_checkpointing": True, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1},
+    )
+    advice = advise(recipe, 1, int(plan(recipe).peak / 0.9) - 2000)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
+    typed = [part for override in advice.changes[0].overrides for part in shlex.split(override)]
+    assert typed[0].startswith("quantization={")
+    again = load_recipe(file, typed)
+    assert (again.quantization.bits, again.quantization.skip_modules) == (4, ("q_proj",))
+    assert plan(again).peak == advice.plan.peak
+
+
+def test_only_changes_that_the_rules_allow_are_tried(make: MakeRecipe) -> None:
+    recipe = load_section(make(), {"name": "full"})
+    assert all(change.recipe.quantization.bits is None for change in changes_module.changes(recipe, 1))
+
+
+def test_gpus_are_counted_by_node(make: MakeRecipe) -> None:
+    more = [c for c in changes_module.changes(make(), 4, nodes=2) if c.ranks == 8]
+    assert more[0].overrides[0] == "--gpus 4"
+
+
+def test_evaluation_can_be_what_has_to_shrink(make: MakeRecipe) -> None:
+    recipe = make(
+        data={"max_length": 200},
+        training={"gradient_checkpointing": True, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 64},
+    )
+    small = recipe.model_copy(update={"training": recipe.training.model_copy(update={"per_device_eval_batch_size": 4})})
+    advice = advise(recipe, 1, int(plan(small).peak / 0.9) + 2)
+    assert len(advice.changes) == 1
+    assert advice.changes[0].overrides[0].startswith("training.per_device_eval_batch_size=")
+
+
 def test_several_changes_are_combined_where_none_is_enough(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes_module, "MOST_RANKS", 2)
     recipe = make(data={"max_length": 100}, distributed={"deepspeed": "zero3"})
@@ -383,6 +421,9 @@ def test_the_sweep_is_a_grid_of_plans(recipe_file: Path, capsys: pytest.CaptureF
     ("arguments", "message"),
     [
         (["--gpu-memory", "a lot"], "--gpu-memory: 'a lot'"),
+        (["--gpu-memory", "24"], "--gpu-memory: '24'"),
+        (["data.max_length=100000"], "data.max_length: 100000 tokens"),
+        (["method={name: full}", "model.dtype=float32", "quantization={}", "--sweep", "bits"], "cannot be at bits 8"),
         (["--gpus", "0"], "--gpus: 0"),
         (["--nodes", "0"], "--nodes: 0"),
         (["--sweep", "bits,size"], "--sweep: 'size'"),
@@ -408,7 +449,7 @@ def _not_there(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("24GiB", 24 * 2**30), ("80 GB", 80 * 10**9), ("1.5g", 1_500_000_000), ("4096", 4096)]
+    ("text", "size"), [("24GiB", 24 * 2**30), ("80 GB", 80 * 10**9), ("1.5g", 1_500_000_000), ("4096000", 4_096_000)]
 )
 def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_bytes(text) == size
@@ -421,9 +462,40 @@ def test_axes_of_a_sweep() -> None:
 def test_marks_are_events_of_the_step(make: MakeRecipe) -> None:
     recipe = make(8)
     parts = find_parts(recipe)
-    run = run_of(parts, parts.build(), engine_of(recipe, parts.build(), True))
+    run = run_of(parts, parts.build(), engine_of(recipe, parts.build(), True, 2))
     marks = [event.what for event in run.step if isinstance(event.what, Mark)]
     assert marks == [Mark("after_forward"), *(Mark("reached", i) for i in range(7, -1, -1)), Mark("after_backward")]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "llama_adapter"}, {"name": "prompt_tuning"}, {"name": "prompt_tuning", "init": "labels"},
+        {"name": "prefix_tuning"}, {"name": "prefix_tuning", "init": "text", "text": "find names"},
+        {"name": "p_tuning", "template": "find the names :", "anchors": ["names"]},
+    ],
+    ids=lambda method: "-".join(method[key] for key in ("name", "init") if key in method),
+)  # fmt: skip
+def test_methods_that_ask_a_tokenizer_are_planned_without_one(method: dict[str, Any]) -> None:
+    planned = plan(load_recipe(CONLL, [f"method={json.dumps(method)}"]), ranks=2, compare_checkpointing=False)
+    assert planned.trainable > 0
+
+
+def test_a_folder_with_a_configuration_alone_is_enough(make: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make()
+    (tmp_path / "config.json").write_text((Path(recipe.model.name_or_path) / "config.json").read_text())
+    found = plan(recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(tmp_path)})}))
+    assert any("method.text is" in note for note in found.assumptions)
+
+
+@pytest.mark.parametrize("name", ["llama_adapter", "top_layers"])
+def test_methods_of_many_layers_are_planned_at_full_depth(make: MakeRecipe, name: str) -> None:
+    recipe = load_section(make(8), {"name": name, "layers": 7})
+    assert plan(recipe, compare_checkpointing=False).trainable > 0
+
+
+def load_section(recipe: Recipe, method: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "method": method})
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

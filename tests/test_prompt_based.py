@@ -592,7 +592,7 @@ def test_the_plan_is_what_a_real_pass_holds(
     recipe = load_recipe(workshop.write("planned", *changes))
     parts = find_parts(recipe)
     assert parts.length == 3 * (recipe.data.max_length + len(parts.tokenizer("w30 w31")["input_ids"]) + 1)  # type: ignore[operator]
-    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False))
+    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False, 1))
     model = parts.build()
     for module in model.modules():
         for key, parameter in module._parameters.items():

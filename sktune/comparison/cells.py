@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
 import json
 import re
@@ -47,9 +48,14 @@ class Cell:
 
     def settings(self) -> dict[str, str | int | float | bool]:
         """What makes this cell's result what it is: its recipe but for names, places and how it is launched."""
-        flat = flatten(self.loaded.loggable())
+        shown, meant = flatten(self.loaded.loggable()), flatten(self.loaded.recipe.model_dump(mode="json"))
         beside = ("output.", "tracking.", "training.resume", "distributed.timeout_seconds")
-        return {key: value for key, value in flat.items() if not key.startswith(beside)}
+        return {
+            # What `${NAME}` stood for is kept as a digest only.
+            key: value if meant[key] == value else f"{value} (digest {_digest(meant[key])})"
+            for key, value in shown.items()
+            if not key.startswith(beside)
+        }
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Refused:
 
     label: str
     points: int
+    of_points: int
     problems: tuple[Problem, ...]
 
 
@@ -77,7 +84,7 @@ def plan_cells(
     """
     base = load_recipe_document(source, overrides)
     section = base.recipe.compare
-    methods = _methods(base, section, chosen)
+    methods = _methods(base, section, chosen, overrides)
     points = [dict(zip(section.grid, values, strict=True)) for values in itertools.product(*section.grid.values())]
     _check_selection(base, section, len(points))
     names = _short_names(list(section.grid))
@@ -86,7 +93,8 @@ def plan_cells(
     for label, method in methods.items():
         found: dict[str, Problem] = {}
         refused_points = 0
-        for point in _points_of(method, points, base):
+        own_points = _points_of(method, points, base)
+        for point in own_points:
             seeds = [base.recipe.training.seed + offset for offset in range(section.seeds)]
             try:
                 cells += [_cell(source, overrides, folder, label, method, point, names, seed) for seed in seeds]
@@ -94,7 +102,7 @@ def plan_cells(
                 refused_points += 1
                 found |= {str(problem): problem for problem in error.problems}
         if found:
-            refused.append(Refused(label, refused_points, tuple(found.values())))
+            refused.append(Refused(label, refused_points, len(own_points), tuple(found.values())))
     return _with_names_of_their_own(cells, folder), refused, base
 
 
@@ -103,17 +111,18 @@ def _points_of(method: Mapping[str, Any], points: Sequence[dict[str, Any]], base
     idle: set[str] = set()
     if method["name"] == "in_context":
         idle = {f"training.{key}" for key in TrainingSection.model_fields} - {"training.per_device_eval_batch_size"}
-    elif method["name"] == "head_only" and base.recipe.training.head_learning_rate is not None:
-        idle = {"training.learning_rate"} if "training.head_learning_rate" not in points[0] else set()
+    elif method["name"] == "head_only":
+        rates = [point.get("training.head_learning_rate", base.recipe.training.head_learning_rate) for point in points]
+        idle = {"training.learning_rate"} if None not in rates else set()
     kept = [{field: value for field, value in point.items() if field not in idle} for point in points]
     return [point for number, point in enumerate(kept) if point not in kept[:number]]
 
 
-def refusal_message(refused: Sequence[Refused], points: int) -> str:
+def refusal_message(refused: Sequence[Refused]) -> str:
     """All that cannot work, with field and reason, in one text."""
     lines = [f"{len(refused)} of the methods cannot work with this recipe (--skip-refused runs the others):"]
     for entry in refused:
-        where = "" if entry.points == points else f" (at {entry.points} of {points} grid points)"
+        where = "" if entry.points == entry.of_points else f" (at {entry.points} of {entry.of_points} grid points)"
         for problem in entry.problems:
             lines.append(f"  {entry.label}{where}: {problem.field} {problem.value}".rstrip())
             lines.append(f"      {problem.message}")
@@ -121,7 +130,9 @@ def refusal_message(refused: Sequence[Refused], points: int) -> str:
     return "\n".join(lines)
 
 
-def _methods(base: LoadedRecipe, section: CompareSection, chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _methods(
+    base: LoadedRecipe, section: CompareSection, chosen: Sequence[str], overrides: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Label -> method section as written."""
     own = base.as_written.get("method", {})
     written: Mapping[str, Any] = (base.as_written.get("compare") or {}).get("methods") or {}
@@ -138,13 +149,20 @@ def _methods(base: LoadedRecipe, section: CompareSection, chosen: Sequence[str])
             f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},lora,... "
             "or list methods in the recipe's section compare"
         )
-    found = {}
-    for label in labels:
-        if label not in written and label == own.get("name"):
-            found[label] = dict(own)
-        else:
-            found[label] = compared_method(label, written.get(label) or {}, own)
-    return found
+    _refuse_unread(overrides, own, written)
+    return {label: compared_method(label, written.get(label) or {}, own) for label in labels}
+
+
+def _refuse_unread(overrides: Sequence[str], own: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    """Overrides of the recipe's own method that its section in compare.methods overrides again."""
+    fields = written.get(str(own.get("name"))) or {}
+    for override in overrides:
+        field = override.partition("=")[0].strip().removeprefix("method.")
+        if override.startswith("method.") and field in fields:
+            raise ValueError(
+                f"{override}: would do nothing, since compare.methods has {own['name']}: {{{field}: {fields[field]}}}; "
+                f"write compare.methods='{{{own['name']}: {{{field}: ...}}}}'"
+            )
 
 
 def _check_selection(base: LoadedRecipe, section: CompareSection, points: int) -> None:
@@ -217,6 +235,10 @@ def _short_names(fields: Sequence[str]) -> dict[str, str]:
     """`training.learning_rate` -> `learning_rate`, where no other field of the grid ends so."""
     last = [field.rpartition(".")[2] for field in fields]
     return {field: name if last.count(name) == 1 else field for field, name in zip(fields, last, strict=True)}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()[:12]
 
 
 def _readable(value: Any) -> str:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sktune.process import join_ranks, leave, prepare_process
 
 COMPARE_EXAMPLES = """examples:
-  sktune compare recipes/compare_embedded.yaml
+  sktune compare recipes/compare/newswire.yaml
   sktune compare recipes/quickstart.yaml --methods sk_prefix,lora,head_only --seeds 3 --output runs/three \\
       --grid training.learning_rate=1e-3,3e-3,1e-2
-  deepspeed --num_gpus 2 launchers/compare.py --recipe recipes/compare_embedded.yaml
+  deepspeed --num_gpus 2 launchers/compare.py --recipe recipes/compare/newswire.yaml
 
 The same command again goes on: finished cells are not run again, an interrupted one resumes.
 """
 REPORT_EXAMPLES = """examples:
-  sktune report runs/compare_embedded
-  sktune report runs/compare_embedded --format md
+  sktune report runs/compare/newswire
+  sktune report runs/compare/newswire --format md
   sktune report quickstart                                # the newest comparison of an experiment in ./mlflow.db
   sktune report quickstart --tracking-uri http://mlflow:5000
 """
@@ -61,9 +62,27 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
         field, equals, values = item.partition("=")
         if not equals or not values.strip():
             raise ValueError(f"--grid: {item!r} is not FIELD=VALUE,VALUE, for example training.learning_rate=1e-3,3e-3")
-        values = values.strip()
-        overrides.append(f"compare.grid.{field.strip()}={values if values.startswith('[') else f'[{values}]'}")
+        field, values = field.strip(), values.strip()
+        if any(one.startswith(f"compare.grid.{field}=") for one in overrides):
+            raise ValueError(f"--grid: {field} is given twice; list its values in one, separated by commas")
+        overrides.append(f"compare.grid.{field}={values if values.startswith('[') else f'[{values}]'}")
     return overrides
+
+
+def refuse_idle(overrides: Sequence[str]) -> None:
+    """Refuses overrides that mean something to a single run only.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    instead = {
+        "output.overwrite": "a comparison never writes over its cells; remove the folder, or give another (--output)",
+        "output.dir": "give the folder of the comparison with --output",
+        "training.resume": "a comparison always goes on",
+    }
+    for override in overrides:
+        if why := instead.get(override.partition("=")[0].strip()):
+            raise ValueError(f"{override}: {why}")
 
 
 def run_compare(recipe: str, options: argparse.Namespace) -> int:
@@ -71,13 +90,14 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
     from sktune.comparison.cells import plan_cells, refusal_message
     from sktune.recipe import load_recipe
 
+    refuse_idle(options.overrides)
     overrides = overrides_of(options)
     own = load_recipe(recipe, overrides)
     folder = options.output or Path(own.output.dir)
     chosen = [part.strip() for part in (options.methods or "").split(",") if part.strip()]
     cells, refused, base = plan_cells(Path(recipe), overrides, folder, chosen)
     if refused:
-        message = refusal_message(refused, _points(own.compare.grid))
+        message = refusal_message(refused)
         if not options.skip_refused or not cells:
             raise ValueError(message)
         print(message, file=sys.stderr)
@@ -85,13 +105,15 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
 
     ranks = join_ranks(own.distributed.timeout_seconds)
     from sktune.comparison.runner import compare
+    from sktune.tracking.uri import hide_password
 
     report = compare(cells, base, overrides, folder, ranks)
     if report is not None:  # on the main rank
         _print(report, "table")
         print(f"comparison: {folder}  (report: {folder}/report/report.md)")
         if own.tracking.enabled:
-            print(f"tracked: {own.tracking.tracking_uri}, experiment {own.tracking.experiment_name}", flush=True)
+            uri = hide_password(own.tracking.tracking_uri)
+            print(f"tracked: {uri}, experiment {own.tracking.experiment_name}", flush=True)
     ranks.barrier()  # a launcher ends the others when one has gone
     leave()
     return int(report is not None and any(cell.name in report.failed for cell in cells))
@@ -127,13 +149,6 @@ def run_report(options: argparse.Namespace) -> int:
     _print(report, options.format)
     print(f"written: {', '.join(str(file) for file in files)}", file=sys.stderr)
     return 0
-
-
-def _points(grid: Any) -> int:
-    count = 1
-    for values in grid.values():
-        count *= len(values)
-    return count
 
 
 def _print(report: Any, kind: str) -> None:

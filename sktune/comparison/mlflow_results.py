@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sktune.comparison.results import CellResult, Results
 from sktune.tracking import names
-from sktune.tracking.uri import first_line, open_client
+from sktune.tracking.uri import first_line, hide_password, open_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -22,12 +22,12 @@ def read_experiment(name: str, tracking_uri: str) -> Results:
     Raises:
         ValueError: the store does not answer, or holds no such experiment or comparison.
     """
-    client = open_client(tracking_uri)
+    client, shown = open_client(tracking_uri), hide_password(tracking_uri)
     try:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             known = ", ".join(repr(other.name) for other in client.search_experiments())
-            raise ValueError(f"no experiment {name!r} at {tracking_uri}; there are {known or 'none'}")
+            raise ValueError(f"no experiment {name!r} at {shown}; there are {known or 'none'}")
         parents = client.search_runs(
             [experiment.experiment_id],
             filter_string=f"tags.`{names.COMPARISON_TAG}` != ''",
@@ -40,9 +40,7 @@ def read_experiment(name: str, tracking_uri: str) -> Results:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"--tracking-uri: {tracking_uri} does not answer ({first_line(error, tracking_uri)})"
-        ) from error
+        raise ValueError(f"--tracking-uri: {shown} does not answer ({first_line(error, tracking_uri)})") from error
 
 
 def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:

@@ -15,7 +15,7 @@ from sktune.tasks.metrics import SMALLER_IS_BETTER
 from sktune.tracking import Tracker, names, start_tracking
 from sktune.tracking.record import LOCAL_PREFIX, RUNNING, Record
 from sktune.tracking.saved_view import metric_column, save_view, tag_column, view_address
-from sktune.tracking.uri import first_line, open_client
+from sktune.tracking.uri import first_line, hide_password, open_client
 from sktune.training.checkpoint import latest_checkpoint
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import run_tags
@@ -147,7 +147,7 @@ def _save_view(client: MlflowClient, uri: str, report: Report, run_id: str) -> s
         sort_by=score,
         ascending=report.metric in SMALLER_IS_BETTER,
     )
-    return view_address(uri, experiment, key) if uri.startswith("http") else None
+    return view_address(hide_password(uri), experiment, key) if uri.startswith("http") else None
 
 
 def _text(value: Any) -> str:

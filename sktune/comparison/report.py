@@ -99,7 +99,8 @@ def build_report(results: Results) -> Report:
     entries = [_entry(cells, metric, split, target) for cells in shown]
     entries.sort(key=lambda entry: _rank(entry, metric))
     floor = (results.floor or {}).get(split, {}).get(metric)
-    reached = {cell.name: first_step(cell.curve, target, metric) for cell in results.cells if cell.finished and target}
+    finished = [cell for cell in results.cells if cell.finished] if target is not None else []
+    reached = {cell.name: first_step(cell.curve, target, metric) for cell in finished}
     return Report(
         name=results.name,
         task=results.task,

@@ -9,10 +9,12 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,11 +23,12 @@ from sktune.comparison.floor import constant_answer
 from sktune.comparison.parent import REPORT_FOLDER, cell_tags, end_abandoned_run, log_report, start_parent
 from sktune.comparison.report import Report, build_report
 from sktune.comparison.results import read_results
-from sktune.comparison.state import FILE, ComparisonState, load_state
+from sktune.comparison.state import FILE, ComparisonState, load_state, open_folder
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.recipe import LoadedRecipe, metrics_of
 from sktune.tracking import Tracker
+from sktune.tracking.uri import hide_password
 from sktune.training.output import RECIPE_FILE, SUMMARY_FILE
 from sktune.training.ranks import Ranks
 from sktune.training.run import train
@@ -33,7 +36,6 @@ from sktune.training.run import train
 logger = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
-T = TypeVar("T")
 
 
 def compare(
@@ -43,7 +45,7 @@ def compare(
 
     A cell that fails with the user's mistake or a loss that is no number is recorded, and the next one runs. With
     one process that holds for any error; with several an unexpected one may have parted the ranks, so it ends
-    the launch, and the same command goes on from there.
+    the launch, and the same command goes on from there. Cells that failed before are tried again last.
 
     Returns:
         The report, on the main rank.
@@ -51,11 +53,21 @@ def compare(
     Raises:
         ValueError: for what makes the whole comparison impossible.
     """
-    state = _together(ranks, lambda: _open(cells, base, overrides, folder, ranks))
-    tracker: Tracker | None = None
+    with ExitStack() as stack:
+        ranks.on_main(lambda: stack.enter_context(open_folder(folder)))
+        state = ranks.broadcast(ranks.on_main(lambda: _open(cells, base, overrides, folder, ranks)))
+        assert state is not None
+        return _compare(cells, base, state, folder, ranks)
+
+
+def _compare(
+    cells: Sequence[Cell], base: LoadedRecipe, state: ComparisonState, folder: Path, ranks: Ranks
+) -> Report | None:
+    start = partial(start_parent, base, state, folder, ranks)
+    tracker, tags = ranks.on_main(start) or start()
     try:
-        tracker, tags = _parent(base, state, folder, ranks)
-        for number, cell in enumerate(cells, 1):
+        failed = {cell.name for cell in state.cells if cell.status == "failed"}
+        for number, cell in enumerate(sorted(cells, key=lambda cell: cell.name in failed), 1):
             finished = ranks.broadcast(state.cell(cell.name).status == "finished")
             logger.info("cell %d/%d: %s%s", number, len(cells), cell.name, " (finished before)" if finished else "")
             if not finished:
@@ -71,9 +83,8 @@ def compare(
         ranks.barrier()
         return report
     except BaseException as error:
-        if tracker is not None:
-            killed = isinstance(error, KeyboardInterrupt | SystemExit)
-            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -92,12 +103,12 @@ def _open(
         state = ComparisonState(
             name=folder.resolve().name,
             recipe=str(base.source),
-            overrides=list(overrides),
+            overrides=[hide_password(override) for override in overrides],
             task=recipe.task.name,
             metric=recipe.training.metric_for_best_model or metrics_of(recipe.task)[0],
             select=recipe.compare.select,
         )
-    for cell in state.add(list(cells)):
+    for cell in state.add(list(cells), {"ranks": ranks.world_size, "device": ranks.device.type}):
         shutil.rmtree(folder / cell.folder, ignore_errors=True)
     if state.floor is None:
         # Also finds the data's mistakes before the first cell.
@@ -106,16 +117,6 @@ def _open(
     state.environment = _environment(ranks)
     state.save(folder)
     return state
-
-
-def _parent(base: LoadedRecipe, state: ComparisonState, folder: Path, ranks: Ranks) -> tuple[Tracker, dict[str, str]]:
-    started: list[tuple[Tracker, dict[str, str]]] = []
-
-    def start() -> None:
-        started.append(start_parent(base, state, folder, ranks))
-
-    _together(ranks, start)
-    return started[0] if ranks.is_main else start_parent(base, state, folder, ranks)
 
 
 def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path, ranks: Ranks) -> None:
@@ -158,20 +159,6 @@ def _report(base: LoadedRecipe, folder: Path, tracker: Tracker) -> Report:
     if address is not None:
         logger.info("side by side in MLflow: %s", address)
     return report
-
-
-def _together(ranks: Ranks, action: Callable[[], T]) -> Any:
-    """What `action` returns on the main rank; its ValueError is raised on every rank."""
-    outcome: tuple[str, Any] = ("", None)
-    if ranks.is_main:
-        try:
-            outcome = ("", action())
-        except ValueError as error:
-            outcome = (str(error) or type(error).__name__, None)
-    message, value = ranks.broadcast(outcome)
-    if message:
-        raise ValueError(message)
-    return value
 
 
 def _progress(state: ComparisonState) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,19 +67,39 @@ class ComparisonState:
         """The cell of this name."""
         return next(cell for cell in self.cells if cell.name == name)
 
-    def add(self, cells: list[Cell]) -> list[CellState]:
+    def add(self, cells: list[Cell], launch: dict[str, Any]) -> list[CellState]:
         """Adds the cells that are not there yet, as planned.
+
+        Args:
+            cells: of this command.
+            launch: what a result depends on besides the recipe: ranks (the global batch counts them) and device.
 
         Returns:
             Cells that had failed with other settings: they are planned anew, and what they left is worth nothing.
 
         Raises:
-            ValueError: where a cell is there with other settings, all of them at once.
+            ValueError: where a cell is there with other settings, or other cells are that differ from the new ones in
+                more than method, seed and the fields of a grid; all of them at once.
         """
         known = {cell.name: cell for cell in self.cells}
         problems: list[str] = []
         anew: list[CellState] = []
+        settings_of = {cell.name: {**cell.settings(), **launch} for cell in cells}
+        if cells:
+            problems += self._strangers(settings_of[cells[0].name], {key for cell in cells for key in cell.grid})
         for cell in cells:
+            earlier = known.get(cell.name)
+            if earlier is not None and earlier.status in ("running", "finished"):
+                changed = _changes(earlier.settings, settings_of[cell.name])
+                problems += [f"  {cell.name}: {'; '.join(changed)}"] if changed else []
+        if problems:
+            raise ValueError(
+                "output.dir: the comparison there was made with another recipe or launch:\n"
+                + "\n".join(dict.fromkeys(problems))
+                + "\n  change it back, or use another folder (--output)"
+            )
+        for cell in cells:
+            settings = settings_of[cell.name]
             if cell.name not in known:
                 folder = f"{CELLS_FOLDER}/{cell.name}"
                 state = CellState(
@@ -88,23 +111,27 @@ class ComparisonState:
                     folder=folder,
                     curves=f"{folder}/metrics.jsonl",
                     overrides=list(cell.overrides),
-                    settings=cell.settings(),
+                    settings=settings,
                 )
                 self.cells.append(state)
-            elif changed := _changes(known[cell.name].settings, cell.settings()):
+            elif known[cell.name].settings != settings:
                 earlier = known[cell.name]
-                if earlier.status in ("running", "finished"):
-                    problems.append(f"  {cell.name}: {'; '.join(changed)}")
-                    continue
-                earlier.settings, earlier.overrides, earlier.status = cell.settings(), list(cell.overrides), "planned"
+                earlier.settings, earlier.overrides, earlier.status = settings, list(cell.overrides), "planned"
                 anew.append(earlier)
-        if problems:
-            raise ValueError(
-                "output.dir: the comparison there was made with another recipe:\n"
-                + "\n".join(problems)
-                + "\n  change it back, or use another folder (--output)"
-            )
         return anew
+
+    def _strangers(self, settings: dict[str, Any], varied: set[str]) -> list[str]:
+        """Cells that have a result which cannot be put beside those of these settings."""
+        problems = []
+        for cell in self.cells:
+            free = {"training.seed", *varied, *cell.grid}
+            before, now = (
+                {key: value for key, value in one.items() if key not in free and not key.startswith("method.")}
+                for one in (cell.settings, settings)
+            )
+            if cell.status in ("running", "finished") and (changed := _changes(before, now)):
+                problems.append(f"  {cell.name}: {'; '.join(changed)}")
+        return problems
 
     def save(self, folder: Path) -> None:
         """Writes the file; a kill leaves the old one or the new one."""
@@ -124,6 +151,32 @@ class ComparisonState:
         for key, value in {"error": None, **values}.items():
             setattr(cell, key, value)
         self.save(folder)
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[None]:
+    """Keeps a comparison's folder to this process; the file is written whole, so two writers would lose cells.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"output.dir: another process is running the comparison in {folder}; wait for it, or use another "
+                "folder (--output)"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # empty only where the comparison was refused
+                folder.rmdir()
+    finally:
+        os.close(handle)
 
 
 def load_state(folder: Path) -> ComparisonState:

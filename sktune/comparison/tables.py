@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from sktune.comparison.pictures import draw
 from sktune.comparison.report import TARGET_SHARE, Entry, Report, Spread
@@ -47,7 +48,9 @@ def notes(report: Report) -> list[str]:
     """What the numbers mean, and what is missing from them."""
     lines = [f"mean ± standard deviation over seeds, on {report.split}; tokens/s counts real tokens of training steps"]
     if report.select == "validation" and _has_grid(report):
-        lines.append(f"every method at its grid point with the best mean validation {report.metric}, the same grid")
+        lines.append(f"every method at its grid point with the best mean validation {report.metric}")
+        if report.split == "validation":
+            lines.append("there is no test split: what is reported chose the grid points too, and flatters them")
     if report.target is not None:
         share = f"{TARGET_SHARE:.0%} of the best method's validation {report.metric} is {report.target:.4f}"
         lines.append(f"{share}; steps are of the first evaluation that reaches it, mean over seeds")
@@ -64,11 +67,13 @@ def notes(report: Report) -> list[str]:
 
 def as_table(report: Report) -> Table:
     """For the terminal."""
-    table = Table(title=f"{report.name}: {report.task}", caption="\n".join(notes(report)), caption_justify="left")
+    # As plain text: brackets in names and messages are no markup.
+    title, caption = Text(f"{report.name}: {report.task}"), Text("\n".join(notes(report)))
+    table = Table(title=title, caption=caption, caption_justify="left")
     for name in columns(report):
         table.add_column(name, justify="left" if name in ("method", "chosen", "settings") else "right", no_wrap=False)
     for line in rows(report):
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -38,7 +38,13 @@ class PrefixTuning(PrefixInEveryLayer):
         self.change: nn.Parameter | None = None
         if method.init == "text":
             assert method.text is not None
-            ids = encode_prompt_text(tokenizer, method.text)[: method.num_virtual_tokens]
+            ids = encode_prompt_text(tokenizer, method.text)
+            if method.num_virtual_tokens is not None and method.num_virtual_tokens > len(ids):
+                raise ValueError(
+                    f"method.num_virtual_tokens: {method.num_virtual_tokens} is more than the {len(ids)} tokens of the "
+                    f"text that the prefix starts from; allowed: 1 to {len(ids)}, or null"
+                )
+            ids = ids[: method.num_virtual_tokens]
             self._length = len(ids)
             self.change = nn.Parameter(torch.zeros(2, self.layers, self._length, self.width))
         else:

@@ -17,6 +17,16 @@ from sktune.backbone import Backbone
 from sktune.recipe import DEEPSPEED_PRESETS
 from sktune.recipe.schema import TrainingSection
 
+_AMOUNTS = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
+
 
 def shipped_config_path(name: str) -> Path:
     """File of a shipped configuration: in the checkout, or where a wheel's data files are installed."""
@@ -51,6 +61,16 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
             f"distributed.deepspeed: {name}: zero_optimization.stage must be 1, 2 or 3; "
             "for no ZeRO write null in the recipe"
         )
+    for key, value in zero.items():
+        if key.startswith("offload_") and value is not None and not isinstance(value, dict):
+            raise ValueError(
+                f"distributed.deepspeed: {name}: zero_optimization.{key} is {value!r}; write an object, for example "
+                '{"device": "cpu"}'
+            )
+        if key in _AMOUNTS and value != "auto" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(
+                f'distributed.deepspeed: {name}: zero_optimization.{key} is {value!r}; write a number, or "auto"'
+            )
     if zero.get("compute_grad_norm", True) is False:
         raise ValueError(
             f"distributed.deepspeed: {name}: remove zero_optimization.compute_grad_norm; the norm is what stops a run "
@@ -71,7 +91,13 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
 
 
 def size_deepspeed_config(
-    config: dict[str, Any], *, shipped: bool, training: TrainingSection, backbone: Backbone, trainable: int
+    config: dict[str, Any],
+    *,
+    shipped: bool,
+    training: TrainingSection,
+    backbone: Backbone,
+    trainable: int,
+    ranks: int,
 ) -> dict[str, Any]:
     """Fills in what depends on recipe and model.
 
@@ -81,6 +107,7 @@ def size_deepspeed_config(
         training: batch, accumulation, clipping.
         backbone: the loaded model; ZeRO-3 counts elements of the packed weights (design fact 16).
         trainable: number of trainable parameters.
+        ranks: number of processes.
 
     Raises:
         ValueError: where the file states another batch than the recipe.
@@ -98,11 +125,11 @@ def size_deepspeed_config(
             )
         sized[key] = value
     total = sized.pop("train_batch_size", "auto")
-    per_rank = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    if total != "auto" and (not isinstance(total, int) or total % per_rank):
+    expected = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
+    if total not in ("auto", expected):
         raise ValueError(
-            f"distributed.deepspeed: train_batch_size is {total} in the file and {per_rank} a rank in the recipe; "
-            'write "auto" in the file'
+            f"distributed.deepspeed: train_batch_size is {total} in the file and {expected} on {ranks} rank(s) by the "
+            'recipe; write "auto" in the file'
         )
     zero = sized["zero_optimization"]
     layer = largest_layer(backbone)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from sktune.backbone import load_tokenizer
+from sktune.embedded import is_embedded
 from sktune.planning.model_configs import is_local
 from sktune.recipe.methods import TemplateMethod
 from sktune.recipe.schema import Recipe
@@ -23,27 +25,43 @@ class CountedTokenizer:
 
     cls_token_id = None
     eos_token_id = None
+    all_special_ids = (0,)
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+    def __len__(self) -> int:
+        return 32_000  # methods only ask for some token that is not special
+
+    def __call__(
+        self, text: str, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+    ) -> dict[str, list[Any]]:
         """A BOS, and `PIECES_PER_WORD` tokens for each word and punctuation mark, rounded up."""
-        words = len(re.findall(r"\w+|[^\w\s]", text))
-        return {"input_ids": [0] * (1 + int(-(-words * PIECES_PER_WORD // 1)))}
+        words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+        count = int(-(-len(words) * PIECES_PER_WORD // 1))
+        spans = [(0, 0)] * add_special_tokens + [words[int(i / PIECES_PER_WORD)] for i in range(count)]
+        return {"input_ids": [0] * len(spans), "offset_mapping": spans}
 
 
 def tokenizer_of(recipe: Recipe) -> tuple[Any, str | None]:
     """The recipe's tokenizer where it is on this machine, else one that counts words; and what was assumed.
 
     Raises:
-        ValueError: where a local folder has no usable tokenizer.
+        ValueError: where a local folder has a tokenizer that is not usable.
     """
     name = recipe.model.tokenizer or recipe.model.name_or_path
-    if is_local(name):
+    if is_local(name) and (is_embedded(name) or any(Path(name).glob("*token*"))):
         return load_tokenizer(recipe.model), None
-    text = getattr(recipe.method, "text", None)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=recipe.model.revision, local_files_only=True), None
+        if is_local(name):
+            raise ValueError("a folder with a config.json alone")
+        found = AutoTokenizer.from_pretrained(
+            name,
+            revision=recipe.model.revision,
+            local_files_only=True,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        return found, None
     except Exception:
         counted = CountedTokenizer()
+        text = getattr(recipe.method, "text", None)
         if text is None:
             return counted, None
         tokens = len(counted(text)["input_ids"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sktune.planning.planner import Plan, plan
-from sktune.recipe.schema import Recipe
+from sktune.recipe.rules import broken_rules
+from sktune.recipe.schema import QuantizationSection, Recipe
 
 MOST_RANKS = 64
 
@@ -49,11 +51,29 @@ def with_fields(recipe: Recipe, section: str, **fields: object) -> Recipe:
 
 def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with the backbone in 4 or 8 bits, or (16) not quantized."""
-    return with_fields(recipe, "quantization", load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    if bits == (recipe.quantization.bits or 16):
+        return recipe
+    # The options of other bits would do nothing.
+    kept = {"skip_modules"} & recipe.quantization.model_fields_set if bits < 16 else set()
+    fields = {name: getattr(recipe.quantization, name) for name in kept}
+    if bits < 16:
+        fields[f"load_in_{bits}bit"] = True
+    return recipe.model_copy(update={"quantization": QuantizationSection(**fields)})
 
 
-def advise(recipe: Recipe, ranks: int, memory_bytes: int) -> Advice:
+def problems_of(recipe: Recipe) -> list[str]:
+    """Rules that a changed recipe breaks."""
+    return [str(problem) for problem in broken_rules({name: getattr(recipe, name) for name in Recipe.model_fields})]
+
+
+def advise(recipe: Recipe, ranks: int, memory_bytes: int, nodes: int = 1) -> Advice:
     """The first single change that makes the run fit, else the first combination, going from cheap to dear.
+
+    Args:
+        recipe: that does not fit.
+        ranks: of all nodes.
+        memory_bytes: of a GPU.
+        nodes: that the ranks are on.
 
     Raises:
         ValueError: for whatever the user can correct.
@@ -62,7 +82,7 @@ def advise(recipe: Recipe, ranks: int, memory_bytes: int) -> Advice:
     def planned(change: Change) -> Plan:
         return plan(change.recipe, ranks=change.ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
 
-    for change in changes(recipe, ranks):
+    for change in changes(recipe, ranks, nodes):
         result = planned(change)
         if result.fits:
             return Advice((change,), result)
@@ -70,7 +90,7 @@ def advise(recipe: Recipe, ranks: int, memory_bytes: int) -> Advice:
     best = plan(recipe, ranks=ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
     for kind in _KINDS:
         chosen = None
-        for change in kind(recipe, ranks):
+        for change in _allowed(kind(recipe, ranks, nodes)):
             result = planned(change)
             if result.peak < best.peak:
                 chosen, best = change, result
@@ -84,13 +104,26 @@ def advise(recipe: Recipe, ranks: int, memory_bytes: int) -> Advice:
     return Advice(tuple(taken), best)
 
 
-def changes(recipe: Recipe, ranks: int) -> Iterator[Change]:
-    """Single changes, from the cheapest on."""
+def changes(recipe: Recipe, ranks: int, nodes: int = 1) -> Iterator[Change]:
+    """Single changes that the recipe's rules allow, from the cheapest on."""
     for kind in _KINDS:
-        yield from kind(recipe, ranks)
+        yield from _allowed(kind(recipe, ranks, nodes))
 
 
-def _checkpointing(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _allowed(found: Iterator[Change]) -> Iterator[Change]:
+    return (change for change in found if not problems_of(change.recipe))
+
+
+def _smaller_evaluation(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
+    rows = recipe.training.per_device_eval_batch_size
+    while rows > 1:
+        rows //= 2
+        changed = with_fields(recipe, "training", per_device_eval_batch_size=rows)
+        overrides = (f"training.per_device_eval_batch_size={rows}",)
+        yield Change(f"evaluate {rows} rows at a time", overrides, changed, ranks)
+
+
+def _checkpointing(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     if not recipe.training.gradient_checkpointing:
         yield Change(
             "recompute activations",
@@ -100,7 +133,7 @@ def _checkpointing(recipe: Recipe, ranks: int) -> Iterator[Change]:
         )
 
 
-def _smaller_batches(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _smaller_batches(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     training = recipe.training
     factor = 2
     while training.per_device_train_batch_size % factor == 0:
@@ -116,15 +149,16 @@ def _smaller_batches(recipe: Recipe, ranks: int) -> Iterator[Change]:
         factor *= 2
 
 
-def _fewer_bits(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _fewer_bits(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     bits = recipe.quantization.bits or 16
     for fewer in (8, 4):
         if fewer < bits:
-            flags = tuple(f"quantization.load_in_{n}bit={str(fewer == n).lower()}" for n in (8, 4))
-            yield Change(f"{fewer} bits", flags, with_bits(recipe, fewer), ranks)
+            changed = with_bits(recipe, fewer)
+            fields = changed.quantization.model_dump(mode="json", exclude_unset=True)
+            yield Change(f"{fewer} bits", (f"quantization='{json.dumps(fields)}'",), changed, ranks)
 
 
-def _double_quantization(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _double_quantization(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     if recipe.quantization.bits == 4 and not recipe.quantization.bnb_4bit_use_double_quant:
         yield Change(
             "quantize the scales",
@@ -134,7 +168,7 @@ def _double_quantization(recipe: Recipe, ranks: int) -> Iterator[Change]:
         )
 
 
-def _sharing(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _sharing(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     distributed = recipe.distributed
     if ranks > 1 and (distributed.deepspeed in ("zero2", None) or distributed.shard_backbone is False):
         yield Change(
@@ -145,16 +179,16 @@ def _sharing(recipe: Recipe, ranks: int) -> Iterator[Change]:
         )
 
 
-def _more_ranks(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _more_ranks(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     more = 2 * ranks
     while more <= MOST_RANKS:
         shared = with_fields(recipe, "distributed", deepspeed="zero3", shard_backbone=True)
         settings = ("distributed.deepspeed=zero3", "distributed.shard_backbone=true") if shared != recipe else ()
-        yield Change(f"share over {more} GPUs", (f"--gpus {more}", *settings), shared, more)
+        yield Change(f"share over {more} GPUs", (f"--gpus {more // nodes}", *settings), shared, more)
         more *= 2
 
 
-def _offloading(recipe: Recipe, ranks: int) -> Iterator[Change]:
+def _offloading(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
     if recipe.distributed.deepspeed != "zero3_offload":
         changed = with_fields(recipe, "distributed", deepspeed="zero3_offload", shard_backbone=True)
         overrides = ("distributed.deepspeed=zero3_offload", "distributed.shard_backbone=true")
@@ -162,5 +196,12 @@ def _offloading(recipe: Recipe, ranks: int) -> Iterator[Change]:
 
 
 _KINDS = (
-    _checkpointing, _smaller_batches, _fewer_bits, _double_quantization, _sharing, _more_ranks, _offloading,
-)  # fmt: skip
+    _checkpointing,
+    _smaller_evaluation,
+    _smaller_batches,
+    _fewer_bits,
+    _double_quantization,
+    _sharing,
+    _more_ranks,
+    _offloading,
+)

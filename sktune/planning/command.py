@@ -44,7 +44,7 @@ def run_plan(options: argparse.Namespace) -> None:
     planned = plan(recipe, ranks=ranks, memory_bytes=memory)
     advice: Advice | None = None
     if memory is not None and not planned.fits:
-        advice = advise(recipe, ranks, memory)
+        advice = advise(recipe, ranks, memory, options.nodes)
     if options.json:
         print(json.dumps({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1))
     else:

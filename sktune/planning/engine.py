@@ -43,7 +43,7 @@ class Engine:
         return f"ZeRO-{self.stage}{offload}, backbone {'shared' if self.sharded else 'replicated'}"
 
 
-def engine_of(recipe: Recipe, model: TunedModel, shard_backbone: bool) -> Engine:
+def engine_of(recipe: Recipe, model: TunedModel, shard_backbone: bool, ranks: int) -> Engine:
     """The engine that training would build; `model` on the meta device.
 
     Raises:
@@ -61,6 +61,7 @@ def engine_of(recipe: Recipe, model: TunedModel, shard_backbone: bool) -> Engine
         training=recipe.training,
         backbone=model.backbone,
         trainable=sum(parameter.numel() for parameter in model.trainable_parameters().values()),
+        ranks=ranks,
     )
     zero: dict[str, Any] = sized["zero_optimization"]
     stage = int(zero["stage"])

@@ -10,7 +10,8 @@ from sktune.planning.engine import Engine
 from sktune.planning.gathering import Coordinator
 from sktune.planning.parts import Parts
 from sktune.planning.timeline import Numbers, follow
-from sktune.tasks import TunedModel
+from sktune.recipe.methods import TemplateMethod
+from sktune.tasks import TunedModel, check_positions
 
 _SHAPING = {"model", "quantization", "method", "task", "data", "training"}
 """Sections of a recipe that a dry run depends on."""
@@ -35,8 +36,10 @@ def numbers_of(parts: Parts, model: TunedModel, engine: Engine, ranks: int) -> N
 def run_of(parts: Parts, model: TunedModel, engine: Engine) -> DryRun:
     """The dry run of a recipe under an engine."""
     key = _Key(parts, engine.sharded, engine.stage == 0)
-    cut = getattr(parts.recipe.method, "cut_layer", 0)
-    if parts.is_uniform and cut == 0 and parts.depth > SHALLOW[-1]:
+    method = parts.recipe.method
+    # A shallow model has no room for what such a method does at a depth of its own.
+    by_depth = getattr(method, "cut_layer", 0) or (getattr(method, "layers", None) or 0) >= SHALLOW[0]
+    if parts.is_uniform and not by_depth and parts.depth > SHALLOW[-1]:
         small, large = (_run(key, depth) for depth in SHALLOW)
         run = deepened(small, large, model)
         if run is not None:
@@ -61,7 +64,10 @@ class _Key:
 @lru_cache(maxsize=32)
 def _run(key: _Key, depth: int) -> Ran:
     model = key.parts.build(depth)
-    limit = model.backbone.max_positions
-    length = key.parts.length if limit is None else min(key.parts.length, limit)
+    limit, length = model.backbone.max_positions, key.parts.length
+    if isinstance(key.parts.recipe.method, TemplateMethod):  # demonstrations that find no place are left out
+        length = length if limit is None else min(length, limit)
+    else:
+        check_positions(key.parts.recipe, model.backbone, model.method.prompt_length())
     run = dry_run(model, key.parts.recipe, sharded=key.sharded, keep_gradients=key.keep_gradients, length=length)
     return model, run

@@ -90,7 +90,7 @@ def find_parts(recipe: Recipe) -> Parts:
     labels, labels_note = labels_of(recipe)
     length, template_note = length_of(recipe, tokenizer, labels)
     cpu = torch.device("cpu")
-    language_model, visible_prefix = recipe.needs_language_model, recipe.method.name == "sk_prefix"
+    language_model, visible_prefix = recipe.needs_language_model, recipe.method.name in ("sk_prefix", "prefix_tuning")
     model = recipe.model
     attention_note = None
     if model.attn_implementation in ("auto", "flash_attention_2"):

@@ -139,7 +139,7 @@ def plan(
     model = parts.build()
     if not model.trainable_parameters():
         notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
-    engine = engine_of(recipe, model, shard_backbone)
+    engine = engine_of(recipe, model, shard_backbone, ranks)
     dtype: torch.dtype = getattr(torch, recipe.model.dtype)
     return _put_together(
         recipe=recipe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-from sktune.planning.changes import with_bits, with_fields
+from sktune.planning.changes import problems_of, with_bits, with_fields
 from sktune.planning.planner import Plan, plan
 from sktune.recipe.schema import Recipe
 
@@ -51,6 +51,9 @@ def sweep(recipe: Recipe, axes: tuple[str, ...], *, ranks: int, memory_bytes: in
         for axis, value in zip(axes, values, strict=True):
             count = value if axis == "ranks" else count
             changed = AXES[axis][1](changed, value)
+        if problems := problems_of(changed):
+            point = ", ".join(f"{axis} {value}" for axis, value in zip(axes, values, strict=True))
+            raise ValueError(f"--sweep: the recipe cannot be at {point}:\n" + "\n".join(problems))
         plans.append(plan(changed, ranks=count, memory_bytes=memory_bytes, compare_checkpointing=False))
     return plans
 

@@ -6,6 +6,9 @@ import re
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
+SMALLEST = 2**16
+"""A bare `24` is 24 bytes, and not what was meant."""
+
 
 def parse_bytes(text: str) -> int:
     """Bytes of "24GiB", "24G", "80 GB" or a plain number.
@@ -15,8 +18,10 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", text, re.IGNORECASE)
     size = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0
-    if size < 1:
-        raise ValueError(f"--gpu-memory: {text!r} is no amount of memory; write it like 24GiB, 80GB or 16000000000")
+    if size < SMALLEST:
+        raise ValueError(
+            f"--gpu-memory: {text!r} is no amount of memory that a GPU has; write it like 24GiB, 80GB or 16000000000"
+        )
     return int(size)
 
 

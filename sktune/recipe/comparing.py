@@ -16,9 +16,12 @@ def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str
     Args:
         label: how the comparison calls it; the method's name too, unless `fields` gives one.
         fields: what is written below the label.
-        own: the recipe's method section, whose text a method takes that needs one and has none.
+        own: the recipe's method section: what a section of the same method leaves out is as there, and a method that
+            needs a text and has none takes its text.
     """
     section = {"name": label, **fields}
+    if isinstance(own, Mapping) and own.get("name") == section["name"]:
+        section = {**own, **section}
     cls = SECTIONS["method"].get(str(section["name"]))
     needs_text = cls is not None and "text" in cls.model_fields and cls.model_fields["text"].is_required()
     if needs_text and "text" not in section and isinstance(own, Mapping) and own.get("text"):

@@ -173,8 +173,8 @@ class CompareSection(Section):
 
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Label -> method section. `name` may be left out where the label is one; a text that a method "
-        "needs and does not give is the recipe's own.",
+        description="Label -> method section. `name` may be left out where the label is one. What a section of the "
+        "recipe's own method leaves out is as in the recipe, and so is a text that another method needs.",
     )
     seeds: int = Field(1, ge=1, description="How many: training.seed and the ones after it.")
     grid: dict[str, tuple[Any, ...]] = Field(

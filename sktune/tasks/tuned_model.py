@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.methods import Method
-from sktune.recipe.schema import TaskSection
+from sktune.recipe.schema import Recipe, TaskSection
 from sktune.tasks.heads import IGNORED, LabelWordHead, SequenceHead, TokenClassificationHead
 from sktune.tasks.padding import RightAligned
 
@@ -60,6 +60,20 @@ def build_head(
     pooling = task.pooling if task.pooling != "auto" else ("mean" if backbone.is_encoder else "last")
     regression = task.name == "regression"
     return SequenceHead(backbone.hidden_size, 1 if regression else num_labels, pooling, task.head_dropout, regression)
+
+
+def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:
+    """Refuses inputs that could be longer, with what is put in front of them, than the model reads.
+
+    Raises:
+        ValueError: with the length that is allowed.
+    """
+    limit = backbone.max_positions
+    if limit is not None and prompt_length + recipe.data.max_length > limit:
+        raise ValueError(
+            f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
+            f"{limit} positions of {recipe.model.name_or_path}; allowed: up to {limit - prompt_length}"
+        )
 
 
 class TunedModel(nn.Module):

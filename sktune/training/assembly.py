@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from sktune import __version__
-from sktune.backbone import Backbone, load_backbone, load_tokenizer
+from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.data import (
@@ -31,7 +31,7 @@ from sktune.data import (
 from sktune.methods import build_method
 from sktune.recipe import LoadedRecipe, Recipe
 from sktune.recipe.methods import TemplateMethod
-from sktune.tasks import TunedModel, build_head
+from sktune.tasks import TunedModel, build_head, check_positions
 from sktune.training.engine import State
 from sktune.training.placement import placement_for
 from sktune.training.ranks import Ranks
@@ -118,7 +118,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
         recipe.quantization,
         language_model=recipe.needs_language_model,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
-        visible_prefix=recipe.method.name == "sk_prefix",
+        visible_prefix=recipe.method.name in ("sk_prefix", "prefix_tuning"),
         placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
@@ -126,7 +126,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     answer_tokens = None if template is None else template.template.tokens
     head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
     model = TunedModel(backbone, method, head)
-    _check_positions(recipe, backbone, method.prompt_length())
+    check_positions(recipe, backbone, method.prompt_length())
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
     return Assembly(
@@ -149,15 +149,6 @@ def _read_template(
         is_encoder=is_encoder(read_config(recipe.model)),
         seed=recipe.training.seed,
     )
-
-
-def _check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:
-    limit = backbone.max_positions
-    if limit is not None and prompt_length + recipe.data.max_length > limit:
-        raise ValueError(
-            f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
-            f"{limit} positions of {recipe.model.name_or_path}; allowed: up to {limit - prompt_length}"
-        )
 
 
 def save_adapter(

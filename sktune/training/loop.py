@@ -224,7 +224,6 @@ class Loop:
         self.progress.train_seconds = self.meter.train_seconds
         self.progress.real_tokens = self.meter.total_real_tokens
         weights, moments = self.engine.weights(), self.engine.optimizer_state()
-        if self.ranks.is_main:
-            save_checkpoint(self.output_dir, weights, moments, self.progress, self.training.save_total_limit)
-        self.ranks.barrier()
+        keep = self.training.save_total_limit
+        self.ranks.on_main(lambda: save_checkpoint(self.output_dir, weights, moments, self.progress, keep))
         self._saved_step = self.progress.step

@@ -34,16 +34,7 @@ def claim_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Path |
     Raises:
         ValueError: where the folder holds a run that this one neither continues nor may replace.
     """
-    outcome: tuple[str, Path | None] = ("", None)
-    if ranks.is_main:
-        try:
-            outcome = ("", _claim(loaded, output_dir))
-        except ValueError as error:
-            outcome = (str(error), None)
-    message, checkpoint = ranks.broadcast(outcome)
-    if message:
-        raise ValueError(message)
-    return checkpoint
+    return ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
 
 
 def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -55,6 +55,20 @@ class Ranks:
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns on the main rank, None on the others; its ValueError is raised on every rank."""
+        message, value = "", None
+        if self.is_main:
+            try:
+                value = action()
+            except ValueError as error:
+                if self.world_size == 1:
+                    raise
+                message = str(error) or type(error).__name__
+        if message := self.broadcast(message):
+            raise ValueError(message)
+        return value
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sktune.tracking import Tracker, start_tracking
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
 from sktune.training.deepspeed_engine import DeepSpeedEngine
-from sktune.training.engine import Engine
+from sktune.training.engine import Engine, State
 from sktune.training.evaluation import evaluate
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
@@ -53,7 +54,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
     tracker: Tracker | None = None
     started = time.time()
     try:
-        tracker = start_tracking(
+        start = partial(
+            start_tracking,
             recipe.tracking,
             recipe_params=loaded.loggable(),
             tags={**run_tags(recipe, ranks), **(tags or {})},
@@ -62,6 +64,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
             output_dir=output_dir,
             is_main=ranks.is_main,
         )
+        tracker = ranks.on_main(start) or start()
         assembly = assemble(recipe, ranks)
         if checkpoint:
             put_weights(assembly.model, weights, str(checkpoint))
@@ -84,11 +87,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         final_weights = engine.weights()
         summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
         summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
-        if ranks.is_main:
-            metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
-            save_adapter(output_dir / ADAPTER_FOLDER, loaded, final_weights, assembly.labels, metrics)
-            (output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
-            log_results(tracker, output_dir, assembly, test, summary)
+        ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
         tracker.finish("FINISHED")
         ranks.barrier()
         return summary
@@ -98,6 +97,21 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
             with _without_termination():
                 tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
+
+
+def _keep_results(
+    loaded: LoadedRecipe,
+    tracker: Tracker,
+    assembly: Assembly,
+    weights: State,
+    test: Scores | None,
+    summary: dict[str, Any],
+) -> None:
+    output_dir = Path(loaded.recipe.output.dir)
+    metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
+    save_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, assembly.labels, metrics)
+    (output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    log_results(tracker, output_dir, assembly, test, summary)
 
 
 @contextmanager
@@ -131,6 +145,7 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
         training=recipe.training,
         backbone=assembly.model.backbone,
         trainable=sum(p.numel() for p in parameters.values()),
+        ranks=ranks.world_size,
     )
     return DeepSpeedEngine(assembly.model, optimizer, config, ranks), config
 

@@ -77,7 +77,7 @@ class FrozenLinear8bit(FrozenLinear):
         rows = x.reshape(-1, self.in_features)
         # A copy: bitsandbytes sets outliers to zero in its argument for a moment.
         codes, row_scale, outliers = ops.int8_vectorwise_quant.default(
-            rows.to(torch.float16, copy=True), self.threshold
+            rows.to(torch.float16, copy=True, memory_format=torch.contiguous_format), self.threshold
         )
         weight = self.gathered_weight()
         bias = self.bias if self.bias is None else self.bias.to(x.dtype)
