@@ -36,8 +36,9 @@ from sktune.recipe import Recipe, load_recipe
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-CONLL = Path(__file__).parents[1] / "recipes" / "llama7b_conll.yaml"
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CONLL = ROOT / "recipes" / "llama7b_conll.yaml"
 NF4 = {"load_in_4bit": True}
 BITS: dict[int, dict[str, Any]] = {32: {}, 8: {"load_in_8bit": True}, 4: NF4}
 
@@ -395,6 +396,17 @@ def test_the_command_prints_a_table(recipe_file: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     for expected in ("quantized weights", "activations", "loading", "does not fit", "cheapest change", "not included"):
         assert expected in printed
+
+
+def test_the_readme_shows_what_the_command_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("## Will it fit?")[1].split("```")
+    command = next(line for line in shown[1].splitlines() if line.startswith("sktune plan"))
+    assert main(shlex.split(command)[1:]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in shown[3].splitlines() if line] == printed[-2:]
 
 
 def test_json_holds_integers(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
