@@ -47,8 +47,8 @@ def rows(report: Report) -> list[list[str]]:
 def notes(report: Report) -> list[str]:
     """What the numbers mean, and what is missing from them."""
     lines = [
-        f"mean ± standard deviation over seeds, on {report.split}; tokens/s counts real tokens of training steps, those "
-        "of a template and its demonstrations too"
+        f"mean ± standard deviation over seeds, on {report.split}; tokens/s counts real tokens of training steps, "
+        "those of a template and its demonstrations too"
     ]
     if report.select == "validation" and _has_grid(report):
         lines.append(f"every method at its grid point with the best mean validation {report.metric}")
