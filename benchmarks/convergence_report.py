@@ -9,7 +9,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "convergence.md"
 BEGIN, END = "<!-- begin of what benchmarks/convergence.py writes -->", "<!-- end -->"
 OURS = ("sk_prefix", "sk_prompt")
-RIVALS = ("prompt_tuning", "prefix_tuning", "p_tuning")
+RIVALS = ("prompt_tuning", "prompt_tuning_text", "prefix_tuning", "prefix_tuning_text", "p_tuning")
 
 Entry = dict[str, Any]
 

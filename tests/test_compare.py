@@ -38,6 +38,7 @@ from sktune.training.checkpoint import checkpoint_path
 from sktune.training.meters import peak_memory, reset_peak_memory
 from sktune.training.run import train
 
+TEXT_PREFIX = {"name": "prefix_tuning", "init": "text"}
 TWICE = ("--grid", "training.learning_rate=1e-3", "--grid", "training.learning_rate=3e-3")
 NO_VALIDATION = ("data.validation=null", "training.eval_steps=null")
 SHORT: Sections = {"training": {"max_steps": 4, "eval_steps": 2}}
@@ -58,19 +59,20 @@ def test_cells_are_methods_times_grid_times_seeds_and_differ_in_nothing_else(wor
     recipe = workshop.write(
         "plan",
         comparing(
-            methods={"lora_4": {"name": "lora", "rank": 4}, "sk_prefix": {"rank": 2}},
+            methods={"lora_4": {"name": "lora", "rank": 4}, "prefix_text": TEXT_PREFIX, "sk_prefix": {"rank": 2}},
             grid={"task.labelled_piece": ["first", "last"], "training.learning_rate": [1e-3, 1e-2]},
             seeds=2,
         ),
     )
     cells, refused, base = plan_cells(recipe, [], workshop.folder / "out")
     assert refused == []
-    assert len({cell.name for cell in cells}) == len(cells) == 2 * 4 * 2
+    assert len({cell.name for cell in cells}) == len(cells) == 3 * 4 * 2
     assert cells[0].name == "lora_4-labelled_piece=first-learning_rate=0.001-seed42"
     assert cells[-1].name == "sk_prefix-labelled_piece=last-learning_rate=0.01-seed43"
     assert cells[0].method == "lora"
-    # The text was not given: SK-Prefix reads the recipe's.
-    assert cells[-1].loaded.recipe.method.text == base.recipe.method.text  # type: ignore[union-attr]
+    # The text was not given: both read the recipe's.
+    for cell in (cells[-1], next(cell for cell in cells if cell.label == "prefix_text")):
+        assert cell.loaded.recipe.method.text == base.recipe.method.text  # type: ignore[union-attr]
     varied = {"training.learning_rate", "task.labelled_piece", "training.seed"}
     settings = [cell.settings() for cell in cells]
     for one in settings:

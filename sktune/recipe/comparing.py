@@ -23,7 +23,10 @@ def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str
     if isinstance(own, Mapping) and own.get("name") == section["name"]:
         section = {**own, **section}
     cls = SECTIONS["method"].get(str(section["name"]))
-    needs_text = cls is not None and "text" in cls.model_fields and cls.model_fields["text"].is_required()
+    takes_text = cls is not None and "text" in cls.model_fields
+    needs_text = (
+        cls is not None and takes_text and (cls.model_fields["text"].is_required() or section.get("init") == "text")
+    )
     if needs_text and "text" not in section and isinstance(own, Mapping) and own.get("text"):
         section["text"] = own["text"]
     return section
