@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "convergence.md"
 BEGIN, END = "<!-- begin of what benchmarks/convergence.py writes -->", "<!-- end -->"
 OURS = ("sk_prefix", "sk_prompt")
-RIVALS = ("prompt_tuning", "prompt_tuning_text", "prefix_tuning", "prefix_tuning_text", "p_tuning")
+RIVALS = {
+    "as published": ("prompt_tuning", "prefix_tuning", "p_tuning"),
+    "from the same text": ("prompt_tuning_text", "prefix_tuning_text"),
+}
+"""Prompt, prefix and p-tuning: from noise or the vocabulary, and from where SK-Tuning starts."""
 
 Entry = dict[str, Any]
 
@@ -26,43 +31,50 @@ def write_report(result: dict[str, Any]) -> None:
 
 
 def overview(result: dict[str, Any]) -> str:
-    """One line a study: the target, and whether it is met."""
-    rows = ["| study | better of SK-Prefix and SK-Prompt | best of prompt, prefix and p-tuning | steps | parameters |"]
-    rows.append("|---|---|---|---|---|")
+    """Two lines a study: the target, and whether it is met."""
+    rows = ["| study | seeds | better of SK-Prefix and SK-Prompt | best rival | score | steps | parameters |"]
+    rows.append("|---|---|---|---|---|---|---|")
     for name, study in result.items():
-        found = verdict(study)
-        ours, rival = found["ours"], found["rival"]
-        score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
-        steps = (
-            f"{_steps(ours)} against {_steps(rival)}: {'half or less' if found['half_the_steps'] else 'more than half'}"
-        )
-        parameters = f"{ours['trainable_parameters']:,} against {found['lora_parameters']:,} of LoRA"
-        rows.append(f"| {name} | {ours['label']}, {score} | {rival['label']} | {steps} | {parameters} |")
+        for group, labels in RIVALS.items():
+            found = verdict(study, labels)
+            if found is None:
+                continue
+            ours, rival = found["ours"], found["rival"]
+            score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
+            half = "half or less" if found["half_the_steps"] else "more than half"
+            steps = f"{_steps(ours)} against {_steps(rival)}: {half}"
+            parameters = f"{ours['trainable_parameters']:,}"
+            if found["lora_parameters"]:
+                parameters += f" against {found['lora_parameters']:,} of LoRA"
+            seeds = str(min(ours["finished"], rival["finished"]))
+            cells = (name, seeds, ours["label"], f"{rival['label']} ({group})", score, steps, parameters)
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def verdict(study: dict[str, Any]) -> dict[str, Any]:
+def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | None:
     """The target of a study: a higher score than the best rival, in half its steps, no larger than LoRA.
 
     Of each side the method with the best validation score is taken; steps are those to the study's target. A seed that
-    did not reach it counts as if it had at the last step, a rival's others as if at the first evaluation.
+    did not reach it counts as if it had at the last step, a rival's others as if at the first evaluation. None where
+    one side is missing.
     """
     entries = {entry["label"]: entry for entry in _scored(study)}
-    ours, rival = (_best([entries[label] for label in labels if label in entries]) for labels in (OURS, RIVALS))
+    sides = [[entries[label] for label in labels if label in entries] for labels in (OURS, rivals)]
+    if not all(sides):
+        return None
+    ours, rival = map(_best, sides)
     rival_steps = rival["steps_to_target"]
     if rival_steps is None:
         late = rival["finished"] - rival["reached"]
         early = min(map(int, rival["curve"]))
         rival_steps = (late * study["settings"]["steps"] + rival["reached"] * early) / rival["finished"]
-    faster = ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2
-    lora = entries["lora"]["trainable_parameters"] if "lora" in entries else 0
     return {
         "ours": ours,
         "rival": rival,
         "higher": ours["score"]["mean"] > rival["score"]["mean"],
-        "half_the_steps": faster,
-        "lora_parameters": lora,
-        "no_larger_than_lora": ours["trainable_parameters"] <= lora,
+        "half_the_steps": ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2,
+        "lora_parameters": entries["lora"]["trainable_parameters"] if "lora" in entries else 0,
     }
 
 
