@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from itertools import cycle, islice
 
@@ -74,4 +73,6 @@ def _start(method: PromptTuningMethod, tokenizer: PreTrainedTokenizerBase, label
         return ids
     special = set(tokenizer.all_special_ids)
     words = [token for token in range(len(tokenizer)) if token not in special]
-    return random.choices(words, k=method.num_virtual_tokens or DEFAULT_LENGTH)
+    # On the CPU, whatever the default device is: a plan builds the method without contents.
+    drawn = torch.randint(len(words), (method.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
+    return [words[i] for i in drawn.tolist()]
