@@ -69,14 +69,14 @@ class Refused:
 
 
 def plan_cells(
-    source: Path, overrides: Sequence[str], folder: Path, chosen: Sequence[str] = ()
+    source: Path, overrides: Sequence[str], folder: Path | None = None, chosen: Sequence[str] = ()
 ) -> tuple[list[Cell], list[Refused], LoadedRecipe]:
     """(cells in the order they run, what cannot work, the comparison's own recipe).
 
     Args:
         source: the recipe file.
         overrides: the user's, for all cells.
-        folder: of the comparison.
+        folder: of the comparison; None takes the recipe's output.dir.
         chosen: labels of `compare.methods`, or names of methods; none takes `compare.methods`.
 
     Raises:
@@ -84,6 +84,7 @@ def plan_cells(
     """
     base = load_recipe_document(source, overrides)
     section = base.recipe.compare
+    folder = folder or Path(base.recipe.output.dir)
     methods = _methods(base, section, chosen, overrides)
     points = [dict(zip(section.grid, values, strict=True)) for values in itertools.product(*section.grid.values())]
     _check_selection(base, section, len(points))

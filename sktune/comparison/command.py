@@ -88,14 +88,13 @@ def refuse_idle(overrides: Sequence[str]) -> None:
 def run_compare(recipe: str, options: argparse.Namespace) -> int:
     """`sktune compare`, on this rank; returns 1 where a cell failed."""
     from sktune.comparison.cells import plan_cells, refusal_message
-    from sktune.recipe import load_recipe
 
     refuse_idle(options.overrides)
     overrides = overrides_of(options)
-    own = load_recipe(recipe, overrides)
-    folder = options.output or Path(own.output.dir)
     chosen = [part.strip() for part in (options.methods or "").split(",") if part.strip()]
-    cells, refused, base = plan_cells(Path(recipe), overrides, folder, chosen)
+    cells, refused, base = plan_cells(Path(recipe), overrides, options.output, chosen)
+    own = base.recipe
+    folder = options.output or Path(own.output.dir)
     if refused:
         message = refusal_message(refused)
         if not options.skip_refused or not cells:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
+from sktune.methods.inside import InsideTheBackbone
 from sktune.recipe.methods import HeadOnlyMethod
 
 
-class HeadOnly(nn.Module):
+class HeadOnly(InsideTheBackbone):
     """Nothing in front of the input, nothing to train besides the head."""
-
-    reads_text = False
 
     def __init__(
         self,
@@ -26,11 +22,3 @@ class HeadOnly(nn.Module):
         labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
-
-    def prompt_length(self) -> int:
-        return 0
-
-    def forward(
-        self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        return backbone(inputs_embeds, attention_mask, **options)

@@ -12,7 +12,7 @@ from sktune.backbone import Backbone
 
 
 class InsideTheBackbone(nn.Module):
-    """Reads the input alone. What trains belongs to the backbone's modules, and is named and saved with them."""
+    """Reads the input alone. What trains, if anything, belongs to the backbone's modules, named and saved with them."""
 
     reads_text = False
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
 from sktune.backbone.attention import GatedPrompt, set_gated_prompt
-from sktune.methods.prompt_text import PromptText
+from sktune.methods.prompt_text import PromptText, ordinary_tokens
 from sktune.recipe.methods import LlamaAdapterMethod
 
 UNTOUCHED = 2
@@ -44,8 +44,7 @@ class LlamaAdapter(nn.Module):
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, method.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
-        words = set(range(len(tokenizer))) - set(tokenizer.all_special_ids)
-        self.text = PromptText([min(words)], backbone.hidden_size, trainable=False)
+        self.text = PromptText(ordinary_tokens(tokenizer)[:1], backbone.hidden_size, trainable=False)
         self._read_once: PromptSemantics | None = None
 
     def prompt_length(self) -> int:

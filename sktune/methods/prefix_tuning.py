@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
 from sktune.backbone.attention import LayerKeyValues
-from sktune.methods.prompt_text import PromptText, encode_prompt_text
+from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
 from sktune.methods.weaving import PrefixInEveryLayer, split_heads
 from sktune.recipe.methods import PrefixTuningMethod
 
@@ -49,7 +49,7 @@ class PrefixTuning(PrefixInEveryLayer):
             self.change = nn.Parameter(torch.zeros(2, self.layers, self._length, self.width))
         else:
             # Which module attends in which layer is learned by reading; one token is enough.
-            ids = [next(iter(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))]
+            ids = ordinary_tokens(tokenizer)[:1]
             self._length = method.num_virtual_tokens or DEFAULT_LENGTH
             config = PrefixTuningConfig(
                 num_virtual_tokens=self._length,

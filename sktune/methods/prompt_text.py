@@ -19,6 +19,12 @@ def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
     return ids
 
 
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the vocabulary but for the special tokens', in order."""
+    special = set(tokenizer.all_special_ids)
+    return [token for token in range(len(tokenizer)) if token not in special]
+
+
 class PromptText(nn.Module):
     """Embeds the text.
 

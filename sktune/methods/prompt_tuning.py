@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
-from sktune.methods.prompt_text import PromptText, encode_prompt_text
+from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
 from sktune.methods.weaving import PromptInFront, refuse_narrow_embeddings
 from sktune.recipe.methods import PromptTuningMethod
 
@@ -71,8 +71,7 @@ def _start(method: PromptTuningMethod, tokenizer: PreTrainedTokenizerBase, label
         if not ids:
             raise ValueError("method.init: labels needs a task with named labels; use vocabulary, text or random")
         return ids
-    special = set(tokenizer.all_special_ids)
-    words = [token for token in range(len(tokenizer)) if token not in special]
+    words = ordinary_tokens(tokenizer)
     # On the CPU, whatever the default device is: a plan builds the method without contents.
     drawn = torch.randint(len(words), (method.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
     return [words[i] for i in drawn.tolist()]

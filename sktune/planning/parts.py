@@ -90,14 +90,13 @@ def find_parts(recipe: Recipe) -> Parts:
     labels, labels_note = labels_of(recipe)
     length, template_note = length_of(recipe, tokenizer, labels)
     cpu = torch.device("cpu")
-    language_model, visible_prefix = recipe.needs_language_model, recipe.method.name in ("sk_prefix", "prefix_tuning")
     model = recipe.model
     attention_note = None
     if model.attn_implementation in ("auto", "flash_attention_2"):
         # The fused kernels keep the same for backward: query, key, value, output and a number for each row.
         attention_note = "attention is SDPA's fused kernel; flash-attention keeps the same, less the mask"
         model = model.model_copy(update={"attn_implementation": "auto"})
-    attention, _ = attention_for(model, config, cpu, language_model, visible_prefix)
+    attention, _ = attention_for(model, config, cpu, recipe.needs_language_model, recipe.has_visible_prefix)
     notes = (architecture_note, length_note, labels_note, template_note, attention_note)
     return Parts(
         recipe, config, attention, tokenizer, labels, length, tuple(note for note in notes if note is not None)

@@ -118,7 +118,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
         recipe.quantization,
         language_model=recipe.needs_language_model,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
-        visible_prefix=recipe.method.name in ("sk_prefix", "prefix_tuning"),
+        visible_prefix=recipe.has_visible_prefix,
         placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
