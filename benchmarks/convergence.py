@@ -8,7 +8,7 @@ with two more; the same steps, batches and data for all. It is `sktune compare` 
 stopped goes on from the cell it was in (--work keeps it). Results go to benchmarks/results/convergence.json, the tables
 and pictures to docs/convergence.md as soon as a study has finished.
 
---full takes five times the steps, whole test sets, seven rates and five seeds.
+--full takes five times the steps, whole test sets, six rates and five seeds.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ STUDIES = {
     "newswire": [],
 }
 TEST_FILES = {"polarity": "test.jsonl", "snli": "test.jsonl", "wnut17": "test.conll", "ncbi_disease": "test.tsv"}
+ARITHMETIC = ["model.dtype=bfloat16", "model.attn_implementation=eager"]
+"""For the encoder: with AVX512-BF16 a cell takes two thirds of fp32's time, and sdpa's backward is slow there."""
 FULL = [
-    "training.max_steps=600", "training.eval_steps=25", "data.max_validation_samples=null",
-    "data.max_test_samples=null", "compare.grid={training.learning_rate: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}",
+    "training.max_steps=1200", "training.eval_steps=50", "data.max_validation_samples=null",
+    "data.max_test_samples=null", "compare.grid={training.learning_rate: [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]}",
+    "compare.own_grids.lora={training.learning_rate: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}",
+    "compare.own_grids.bottleneck_adapter={training.learning_rate: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}",
 ]  # fmt: skip
 
 
@@ -55,7 +59,8 @@ def overrides_of(study: str, data: Path, full: bool) -> list[str]:
     overrides = [text.format(data=data) for text in STUDIES[study]]
     if study in TEST_FILES:
         columns = ["data.text_column=premise", "data.text_pair_column=hypothesis"] if study == "snli" else []
-        overrides += [*columns, f"data.test={TEST_FILES[study]}", "data.name=null", f"model.name_or_path={encoder()}"]
+        overrides += [*columns, f"data.test={TEST_FILES[study]}", "data.name=null"]
+        overrides += [f"model.name_or_path={encoder()}", *ARITHMETIC]
     return [*overrides, "tracking.enabled=false", *(FULL if full else [])]
 
 
@@ -94,6 +99,7 @@ def settings(recipe: str, overrides: list[str]) -> dict[str, Any]:
         "batch": loaded.training.per_device_train_batch_size,
         "head_learning_rate": loaded.training.head_learning_rate,
         "grid": {field: list(values) for field, values in loaded.compare.grid.items()},
+        "own_grids": loaded.compare.model_dump(mode="json")["own_grids"],
         "validation_samples": loaded.data.max_validation_samples,
         "test_samples": loaded.data.max_test_samples,
         "text": getattr(loaded.method, "text", None),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training_fixtures import (
 from sktune.cli import main
 from sktune.comparison import runner
 from sktune.comparison.cells import plan_cells
+from sktune.comparison.command import overrides_of
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
@@ -105,6 +107,24 @@ def test_what_does_not_read_a_rate_is_not_run_at_each(workshop: Workshop) -> Non
 
     assert count("training.head_learning_rate=1e-2") == {"head_only": 2, "in_context": 2, "lora": 4}
     assert count("training.head_learning_rate=null") == {"head_only": 4, "in_context": 2, "lora": 4}
+
+
+def test_a_method_has_a_grid_of_its_own_until_one_is_typed(workshop: Workshop) -> None:
+    section = comparing(
+        methods={"lora": {}, "sk_prefix": {"rank": 2}},
+        grid={"training.learning_rate": [1e-2, 1e-1], "task.labelled_piece": ["first", "last"]},
+        own_grids={"lora": {"training.learning_rate": [1e-4]}},
+    )
+    recipe = workshop.write("own_grids", section)
+
+    def rates(label: str, *overrides: str) -> list[float]:
+        cells, _, _ = plan_cells(recipe, overrides, workshop.folder / "out")
+        return sorted(cell.loaded.recipe.training.learning_rate for cell in cells if cell.label == label)
+
+    assert rates("lora") == [1e-4, 1e-4]
+    assert rates("sk_prefix") == [1e-2, 1e-2, 1e-1, 1e-1]
+    options = Namespace(overrides=[], seeds=None, grid=["training.learning_rate=1e-3"])
+    assert rates("lora", *overrides_of(options)) == rates("sk_prefix", *overrides_of(options)) == [1e-3]
 
 
 def test_what_cannot_work_is_refused_at_once_with_field_and_reason(

@@ -377,6 +377,7 @@ PAIRS = {
 }
 
 # rule -> (a recipe that breaks it and nothing else, the field it names, a near neighbour that is fine)
+RATES = {"training.learning_rate": [1e-3, 2e-3]}
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "one_bit_width": (
         changed({"quantization": {"load_in_4bit": True, "load_in_8bit": True}}),
@@ -641,7 +642,12 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "grid_names_fields_that_may_differ": (
         changed({"compare": {"grid": {"method.rank": [1, 2]}}}),
         "compare.grid.method.rank",
-        changed({"compare": {"grid": {"training.learning_rate": [1e-3, 2e-3]}}}),
+        changed({"compare": {"grid": RATES}}),
+    ),
+    "own_grids_are_of_the_grid": (
+        changed({"compare": {"grid": RATES, "own_grids": {"lora": {"training.max_steps": [5, 6]}}}}),
+        "compare.own_grids.lora.training.max_steps",
+        changed({"compare": {"grid": RATES, "own_grids": {"lora": {"training.learning_rate": [1e-4]}}}}),
     ),
     "grid_values_differ": (
         changed({"compare": {"grid": {"training.max_steps": [5, 5]}}}),

@@ -121,12 +121,13 @@ def test_without_padding(family: str, name: str, length: int) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("adapter", ["bottleneck", "linear", "identity"])
+@pytest.mark.parametrize("adapter", ["bottleneck", "both halves", "linear", "identity"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_adapter_starts_from_the_hard_prompt(name: str, adapter: str, bias: bool, shared: bool) -> None:
     if shared and name == "sk_prompt":
         return
-    fields: dict[str, Any] = {"adapter": adapter, "bias": bias} | ({"shared": True} if shared else {})
+    kind = {"train_down": True} if adapter == "both halves" else {"adapter": adapter}
+    fields: dict[str, Any] = {**kind, "bias": bias} | ({"shared": True} if shared else {})
     backbone = tiny_backbone("llama", "sdpa")
     ids, mask = batch()
     expected = read_hard_prompt(tiny_network("llama"), prompt_ids("llama"), ids, mask)

@@ -73,7 +73,8 @@ def adapter_size(width: int, adapter: str, rank: int, bias: bool) -> int:
         return 0
     if adapter == "linear":
         return width * width + (width if bias else 0)
-    return 2 * width * rank + (rank + width if bias else 0)
+    halves = width * rank + (width if bias else 0), width * rank + (rank if bias else 0)
+    return sum(halves) if adapter == "both halves" else halves[0]
 
 
 # llama and mistral group their keys and values: 2 heads of 16; falcon's cache holds one head, in the newer
@@ -90,11 +91,12 @@ KEY_VALUE_WIDTHS = {
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("adapter", ["bottleneck", "linear", "identity"])
+@pytest.mark.parametrize("adapter", ["bottleneck", "both halves", "linear", "identity"])
 @pytest.mark.parametrize("family", KEY_VALUE_WIDTHS)
 def test_trainable_counts(family: str, adapter: str, bias: bool) -> None:
     backbone, head = tiny_backbone(family), 4 * WIDTH + 4
-    fields: dict[str, Any] = {"adapter": adapter, "rank": 5, "bias": bias}
+    kind = {"adapter": "bottleneck", "train_down": True} if adapter == "both halves" else {"adapter": adapter}
+    fields: dict[str, Any] = {"rank": 5, "bias": bias, **kind}
     width = KEY_VALUE_WIDTHS[family]
     one = adapter_size(width, adapter, 5, bias)
     assert tiny_tuned("sk_prefix", backbone, **fields).parameter_counts()[0] == 2 * DEPTH * one + head

@@ -86,15 +86,14 @@ def plan_cells(
     section = base.recipe.compare
     folder = folder or Path(base.recipe.output.dir)
     methods = _methods(base, section, chosen, overrides)
-    points = [dict(zip(section.grid, values, strict=True)) for values in itertools.product(*section.grid.values())]
-    _check_selection(base, section, len(points))
     names = _short_names(list(section.grid))
     cells: list[Cell] = []
     refused: list[Refused] = []
     for label, method in methods.items():
         found: dict[str, Problem] = {}
         refused_points = 0
-        own_points = _points_of(method, points, base)
+        own_points = _points_of(method, section.grid | section.own_grids.get(label, {}), base)
+        _check_selection(base, section, len(own_points))
         for point in own_points:
             seeds = [base.recipe.training.seed + offset for offset in range(section.seeds)]
             try:
@@ -107,8 +106,11 @@ def plan_cells(
     return _with_names_of_their_own(cells, folder), refused, base
 
 
-def _points_of(method: Mapping[str, Any], points: Sequence[dict[str, Any]], base: LoadedRecipe) -> list[dict[str, Any]]:
+def _points_of(
+    method: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], base: LoadedRecipe
+) -> list[dict[str, Any]]:
     """The grid points that differ for a method: rates that it does not read are no reason to run it again."""
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     idle: set[str] = set()
     if method["name"] == "in_context":
         idle = {f"training.{key}" for key in TrainingSection.model_fields} - {"training.per_device_eval_batch_size"}

@@ -57,7 +57,7 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     if options.seeds is not None:
         overrides.append(f"compare.seeds={options.seeds}")
     if options.grid:
-        overrides.append("compare.grid={}")
+        overrides += ["compare.grid={}", "compare.own_grids={}"]  # what is typed is meant for every method
     for item in options.grid:
         field, equals, values = item.partition("=")
         if not equals or not values.strip():

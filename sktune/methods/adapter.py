@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,11 +18,15 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
 }
 
+NOVELTY = 1e-2
+"""The share of a position's square that must be new to count in full; well above the rounding of 16-bit semantics."""
+
 
 class SemanticAdapter(nn.Module):
     """z = F(s), with F the identity before the first update, so training starts from the hard prompt.
 
-    - bottleneck: z = s + W_up act(W_down norm(s)), W_up zero at the start;
+    - bottleneck: z = s + W_up act(W_down told_apart(s)) / sqrt(rank), W_up zero at the start, W_down the same for all
+      and fixed unless `train_down`;
     - linear: z = W s, the paper's d x d map, W the identity at the start;
     - identity: z = s, nothing to train.
 
@@ -29,26 +34,32 @@ class SemanticAdapter(nn.Module):
     instead of many small ones.
 
     Args:
-        method: kind, rank, activation, dropout, bias.
+        method: kind, rank, train_down, activation, dropout, bias.
         count: number of independent adapters.
         width: features d of the semantics.
     """
 
     def __init__(self, method: SKMethod, count: int, width: int) -> None:
         super().__init__()
+        self.kind = method.adapter
         self.dropout = method.dropout
         self.activation = method.activation
         self.down: nn.Parameter | None = None
         self.down_bias: nn.Parameter | None = None
         self.up: nn.Parameter | None = None
         self.up_bias: nn.Parameter | None = None
+        self.fixed_down: torch.Tensor
         if method.adapter == "linear":
             self.up = nn.Parameter(torch.eye(width).repeat(count, 1, 1))
         elif method.adapter == "bottleneck":
-            # Rows of unit-variance input give unit-variance inner activations.
-            self.down = nn.Parameter(torch.randn(count, width, method.rank) / width**0.5)
             self.up = nn.Parameter(torch.zeros(count, method.rank, width))
-            if method.bias:
+            if method.train_down:
+                # AdamW moves every weight by the rate. As large as this, and divided by `width` in all, W_down moves
+                # its activations by about the rate too, whatever the model's width.
+                self.down = nn.Parameter(torch.randn(count, width, method.rank) * width**0.5)
+            else:
+                self.register_buffer("fixed_down", fixed_projection(width, method.rank), persistent=False)
+            if method.train_down and method.bias:
                 self.down_bias = nn.Parameter(torch.zeros(count, 1, method.rank))
         if method.adapter != "identity" and method.bias:
             self.up_bias = nn.Parameter(torch.zeros(count, 1, width))
@@ -58,12 +69,43 @@ class SemanticAdapter(nn.Module):
         s = semantics.float()
         if self.up is None:
             return s
-        if self.down is None:
+        if self.kind == "linear":
             refined = s @ self.up
         else:
-            inner = F.layer_norm(s, s.shape[-1:]) @ self.down
+            down = self.fixed_down if self.down is None else self.down / s.shape[-1] ** 0.5
+            inner = tell_apart(s) @ down
             if self.down_bias is not None:
                 inner = inner + self.down_bias
             inner = F.dropout(ACTIVATIONS[self.activation](inner), self.dropout, self.training)
-            refined = s + inner @ self.up
+            # As in rank-stabilized LoRA (arXiv 2312.03732): one rate for all ranks.
+            refined = s + inner @ self.up / self.up.shape[1] ** 0.5
         return refined if self.up_bias is None else refined + self.up_bias
+
+
+def tell_apart(semantics: torch.Tensor) -> torch.Tensor:
+    """What each position of a text says that the ones before it do not: their Gram-Schmidt directions.
+
+    Positions resemble each other, so what is learned from them as they are moves all of them together: how much
+    attention the text gets rather than what it says, and training breaks down at the rates it needs
+    (docs/convergence.md).
+
+    Args:
+        semantics: [..., P, width], fp32.
+
+    Returns:
+        The like of it: rows at right angles to each other and of length 1, shorter where a position says little new.
+    """
+    directions = F.normalize(semantics, dim=-1)
+    alike = directions @ directions.mT
+    alike = alike + NOVELTY * torch.eye(alike.shape[-1], dtype=alike.dtype, device=alike.device)
+    # `_ex`: semantics that are not finite give a loss that is not, and its message.
+    factor = torch.linalg.cholesky_ex(alike).L
+    return torch.linalg.solve_triangular(factor, directions, upper=False)
+
+
+def fixed_projection(width: int, rank: int) -> torch.Tensor:
+    """Standard normal numbers [width, rank] in fp32, the same on every machine; a higher rank adds columns.
+
+    They are not saved with an adapter: numpy keeps this generator's stream (NEP 19), as torch does not.
+    """
+    return torch.tensor(np.random.RandomState(0).standard_normal((rank, width)).T, dtype=torch.float32)

@@ -19,9 +19,12 @@ class SKMethod(Section):
     text: str = Field(min_length=1, description="The prompt text whose semantics are tuned; say what the task is.")
     adapter: Literal["bottleneck", "linear", "identity"] = "bottleneck"
     rank: int = Field(32, ge=1, description="Inner width of the bottleneck.")
-    activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
+    train_down: bool = Field(
+        False, description="Train the bottleneck's first half too; fixed, it costs nothing and disturbs nothing."
+    )
+    activation: Literal["gelu", "relu", "silu", "tanh"] = "tanh"
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's inner activations.")
-    bias: bool = True
+    bias: bool = False
     semantics: Literal["cached", "every_step"] = Field(
         "cached",
         description="Read the text once and keep what was understood, or read it again at every step.",

@@ -180,6 +180,11 @@ class CompareSection(Section):
     grid: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="section.field -> values; every method runs at every combination."
     )
+    own_grids: dict[str, dict[str, tuple[Any, ...]]] = Field(
+        default_factory=dict,
+        description="Label -> field of the grid -> the values for this method, where it wants others (a LoRA's rates "
+        "are lower than a prompt's).",
+    )
     select: Literal["validation", "none"] = Field(
         "validation",
         description="A method's entry in the report: its best combination by the validation score, or each of them.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 
+from sktune.recipe.comparing import METHOD_NAMES
 from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, field_info, suggest
 from sktune.recipe.schema import CompareSection
@@ -44,10 +46,26 @@ def grid_names_fields_that_may_differ(compare: CompareSection) -> Iterator[Probl
             )
 
 
+def own_grids_are_of_the_grid(compare: CompareSection) -> Iterator[Problem]:
+    known = dict.fromkeys([*compare.methods, *METHOD_NAMES])
+    for label, grid in compare.own_grids.items():
+        where = f"compare.own_grids.{label}"
+        if label not in known:
+            near = get_close_matches(label, known, n=1)
+            cure = f"did you mean {near[0]}?" if near else "correct the label."
+            yield Problem(where, "is no label of compare.methods and no method", ", ".join(known), cure)
+        for dotted in grid.keys() - compare.grid.keys():
+            allowed = ", ".join(compare.grid) or "nothing: compare.grid is empty"
+            yield Problem(f"{where}.{dotted}", "is no field of compare.grid", allowed, "put it in compare.grid too.")
+
+
 def grid_values_differ(compare: CompareSection) -> Iterator[Problem]:
-    for dotted, values in compare.grid.items():
-        if not values or len({repr(value) for value in values}) < len(values):
-            yield Problem(f"compare.grid.{dotted}", "needs one value or more, each once", "a list", "list them once.")
+    grids = {"grid": compare.grid} | {f"own_grids.{label}": grid for label, grid in compare.own_grids.items()}
+    for place, grid in grids.items():
+        for dotted, values in grid.items():
+            if not values or len({repr(value) for value in values}) < len(values):
+                where = f"compare.{place}.{dotted}"
+                yield Problem(where, "needs one value or more, each once", "a list", "list them once.")
 
 
-RULES = (labels_are_names, grid_names_fields_that_may_differ, grid_values_differ)
+RULES = (labels_are_names, grid_names_fields_that_may_differ, own_grids_are_of_the_grid, grid_values_differ)

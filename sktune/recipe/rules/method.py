@@ -11,8 +11,8 @@ from sktune.recipe.schema import TaskSection
 
 _OPTIONS_WITHOUT_EFFECT = {
     "bottleneck": (),
-    "linear": ("rank", "activation", "dropout"),
-    "identity": ("rank", "activation", "dropout", "bias", "shared"),
+    "linear": ("rank", "train_down", "activation", "dropout"),
+    "identity": ("rank", "train_down", "activation", "dropout", "bias", "shared"),
 }
 
 
