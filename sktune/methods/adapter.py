@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,20 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 NOVELTY = 1e-2
 """The share of a position's square that must be new to count in full; well above the rounding of 16-bit semantics."""
+
+
+class ReadSemantics(NamedTuple):
+    """A text's semantics and what an adapter makes of them before any parameter is needed."""
+
+    states: torch.Tensor
+    """[count, P, width] in fp32."""
+    features: torch.Tensor | None
+    """What a bottleneck starts from: told apart, and projected to [count, P, rank] where the projection is fixed."""
+
+    def flatten(self, first: int, last: int) -> ReadSemantics:
+        """The dimensions from `first` to `last` as one."""
+        features = None if self.features is None else self.features.flatten(first, last)
+        return ReadSemantics(self.states.flatten(first, last), features)
 
 
 class SemanticAdapter(nn.Module):
@@ -64,16 +79,24 @@ class SemanticAdapter(nn.Module):
         if method.adapter != "identity" and method.bias:
             self.up_bias = nn.Parameter(torch.zeros(count, 1, width))
 
-    def forward(self, semantics: torch.Tensor) -> torch.Tensor:
-        """Refines semantics [count, P, width] (any float dtype) to [count, P, width] in fp32."""
-        s = semantics.float()
+    def read(self, semantics: torch.Tensor) -> ReadSemantics:
+        """Prepares semantics [..., P, width] (any float dtype); once for all steps where they are constant."""
+        states = semantics.float()
+        if self.kind != "bottleneck":
+            return ReadSemantics(states, None)
+        features = tell_apart(states)
+        return ReadSemantics(states, features if self.down is not None else features @ self.fixed_down)
+
+    def forward(self, read: ReadSemantics) -> torch.Tensor:
+        """The refined semantics [count, P, width] in fp32."""
+        s, inner = read
         if self.up is None:
             return s
-        if self.kind == "linear":
+        if inner is None:
             refined = s @ self.up
         else:
-            down = self.fixed_down if self.down is None else self.down / s.shape[-1] ** 0.5
-            inner = tell_apart(s) @ down
+            if self.down is not None:
+                inner = inner @ (self.down / s.shape[-1] ** 0.5)
             if self.down_bias is not None:
                 inner = inner + self.down_bias
             inner = F.dropout(ACTIVATIONS[self.activation](inner), self.dropout, self.training)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
 from sktune.backbone.attention import LayerKeyValues
-from sktune.methods.adapter import SemanticAdapter
+from sktune.methods.adapter import ReadSemantics, SemanticAdapter
 from sktune.methods.prompt_text import PromptText, encode_prompt_text
 from sktune.methods.weaving import PrefixInEveryLayer, split_heads
 from sktune.recipe.methods import SKPrefixMethod
@@ -38,30 +38,28 @@ class SKPrefix(PrefixInEveryLayer):
         self.shared = method.shared
         self.read_once = method.semantics == "cached" and not method.trainable_text
         self.adapter = SemanticAdapter(method, 2 * (1 if method.shared else self.layers), backbone.key_value_width)
-        self._semantics: PromptSemantics | None = None
+        self._semantics: tuple[PromptSemantics, ReadSemantics] | None = None
 
     def prompt_length(self) -> int:
         return len(self.text)
 
-    def _read(self, backbone: Backbone) -> PromptSemantics:
+    def _read(self, backbone: Backbone) -> tuple[PromptSemantics, ReadSemantics]:
         if self._semantics is not None:
             return self._semantics
         # Without a trainable text the semantics are a constant of the frozen model. They outlive this call, so
         # they must not be inference tensors.
         with_gradient = torch.is_grad_enabled() and self.text.change is not None
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
-            semantics = read_keys_and_values(backbone, self.text(backbone))
+            text = read_keys_and_values(backbone, self.text(backbone))
+            both = torch.stack((text.keys, text.values))  # [2, layers, P, width]
+            read = self.adapter.read(both)
+            semantics = text, read.flatten(1, 2) if self.shared else read.flatten(0, 1)
         if self.read_once:
             self._semantics = semantics
         return semantics
 
     def prefix(self, backbone: Backbone) -> list[tuple[nn.Module, LayerKeyValues]]:
         """Each attention module with its refined keys and values, [1, kv_heads, P, head_dim] in its dtype."""
-        semantics = self._read(backbone)
-        both = torch.stack((semantics.keys, semantics.values))  # [2, layers, P, width]
-        positions, width = both.shape[2:]
-        if self.shared:
-            refined = self.adapter(both.flatten(1, 2)).view(2, self.layers, positions, width)
-        else:
-            refined = self.adapter(both.flatten(0, 1)).view(2, self.layers, positions, width)
-        return split_heads(semantics.modules, refined.to(both.dtype), semantics.kv_heads)
+        text, read = self._read(backbone)
+        refined = self.adapter(read).view(2, *text.keys.shape).to(text.keys.dtype)
+        return split_heads(text.modules, refined, text.kv_heads)

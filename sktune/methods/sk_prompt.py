@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, read_hidden_states
-from sktune.methods.adapter import SemanticAdapter
+from sktune.methods.adapter import ReadSemantics, SemanticAdapter
 from sktune.methods.prompt_text import PromptText, encode_prompt_text
 from sktune.methods.weaving import PromptInFront, refuse_narrow_embeddings
 from sktune.recipe.methods import SKPromptMethod
@@ -37,21 +37,21 @@ class SKPrompt(PromptInFront):
         self.cut_layer = method.cut_layer
         self.read_once = method.semantics == "cached" and not method.trainable_text
         self.adapter = SemanticAdapter(method, 1, backbone.hidden_size)
-        self._semantics: torch.Tensor | None = None
+        self._semantics: ReadSemantics | None = None
 
     def prompt_length(self) -> int:
         return len(self.text)
 
-    def _read(self, backbone: Backbone) -> torch.Tensor:
+    def _read(self, backbone: Backbone) -> ReadSemantics:
         if self._semantics is not None:
             return self._semantics
         with_gradient = torch.is_grad_enabled() and self.text.change is not None
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
-            semantics = read_hidden_states(backbone, self.text(backbone), self.cut_layer)
+            semantics = self.adapter.read(read_hidden_states(backbone, self.text(backbone), self.cut_layer)[None])
         if self.read_once:
             self._semantics = semantics
         return semantics
 
     def prompt(self, backbone: Backbone) -> torch.Tensor:
         """The refined prompt [1, P, d] in fp32."""
-        return self.adapter(self._read(backbone)[None])
+        return self.adapter(self._read(backbone))
