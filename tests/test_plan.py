@@ -33,6 +33,7 @@ from sktune.planning.sweep import parse_axes
 from sktune.planning.units import parse_bytes
 from sktune.planning.zero_hooks import Use
 from sktune.recipe import Recipe, load_recipe
+from sktune.recipe.methods import SKPrefixMethod
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 
@@ -128,8 +129,10 @@ def test_frozen_bytes_equal_those_of_the_loaded_model(make: MakeRecipe, bits: in
     packed = sum(linear.weight.nbytes for linear in linears)
     everything = sum(t.nbytes for t in (*backbone.parameters(), *backbone.buffers()))
     assert planned.packed == packed
+    assert isinstance(recipe.method, SKPrefixMethod)
     text = 8 * len(tiny_tokenizer()(TEXT)["input_ids"])
-    assert planned.packed + planned.scales + planned.rest + planned.buffers == everything + text
+    projection = 4 * backbone.key_value_width * recipe.method.rank
+    assert planned.packed + planned.scales + planned.rest + planned.buffers == everything + text + projection
     assert bool(planned.scales) == bool(linears)
 
 
