@@ -82,6 +82,8 @@ def section(name: str, study: dict[str, Any]) -> str:
     """A study's table."""
     shared, metric = study["settings"], study["metric"]
     fields = ", ".join(f"{field} of {values}" for field, values in shared["grid"].items())
+    for label, grid in shared["own_grids"].items():
+        fields += "".join(f"; of {label} {values}" for values in grid.values())
     lines = [
         f"### {name}: {metric} on {shared['test_samples'] or 'all'} test examples",
         "",

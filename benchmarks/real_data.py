@@ -99,7 +99,7 @@ def recipe(model: str, dataset: str, method: str, data: Path, output: Path) -> d
             "max_steps": 150,
             "eval_steps": 75,
             "warmup_steps": 20,
-            "learning_rate": 3e-3,
+            "learning_rate": 3e-2,
             "head_learning_rate": 1e-2,
             "logging_steps": 25,
         },
