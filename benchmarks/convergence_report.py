@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -42,7 +44,7 @@ def overview(result: dict[str, Any]) -> str:
             ours, rival = found["ours"], found["rival"]
             score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
             half = "half or less" if found["half_the_steps"] else "more than half"
-            steps = f"{_steps(ours)} against {_steps(rival)}: {half}"
+            steps = f"{_all_steps(study, ours)} against {_all_steps(study, rival)}: {half}"
             parameters = f"{ours['trainable_parameters']:,}"
             if found["lora_parameters"]:
                 parameters += f" against {found['lora_parameters']:,} of LoRA"
@@ -55,20 +57,15 @@ def overview(result: dict[str, Any]) -> str:
 def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | None:
     """The target of a study: a higher score than the best rival, in half its steps, no larger than LoRA.
 
-    Of each side the method with the best validation score is taken; steps are those to the study's target. A seed that
-    did not reach it counts as if it had at the last step, a rival's others as if at the first evaluation. None where
-    one side is missing.
+    Of each side the method with the best validation score is taken; steps are those to the study's target, mean over
+    seeds. A rival's seed that did not reach it counts as if it had at the last step. None where one side is missing.
     """
     entries = {entry["label"]: entry for entry in _scored(study)}
     sides = [[entries[label] for label in labels if label in entries] for labels in (OURS, rivals)]
     if not all(sides):
         return None
     ours, rival = map(_best, sides)
-    rival_steps = rival["steps_to_target"]
-    if rival_steps is None:
-        late = rival["finished"] - rival["reached"]
-        early = min(map(int, rival["curve"]))
-        rival_steps = (late * study["settings"]["steps"] + rival["reached"] * early) / rival["finished"]
+    rival_steps = fmean(steps or study["settings"]["steps"] for steps in steps_of_seeds(study, rival))
     return {
         "ours": ours,
         "rival": rival,
@@ -76,6 +73,15 @@ def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | No
         "half_the_steps": ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2,
         "lora_parameters": entries["lora"]["trainable_parameters"] if "lora" in entries else 0,
     }
+
+
+def steps_of_seeds(study: dict[str, Any], entry: Entry) -> list[int | None]:
+    """Steps to the target of each seed at the entry's grid point; None where a seed did not get there."""
+    point = "".join(f"-{field.rpartition('.')[2]}={json.dumps(value)}" for field, value in entry["grid"].items())
+    found = {name.rpartition("-seed"): steps for name, steps in study["steps_by_cell"].items()}
+    steps = [steps for (cell, _, _), steps in found.items() if cell == entry["label"] + point]
+    assert len(steps) == entry["finished"], f"{entry['label']}: {len(steps)} cells of {entry['finished']}"
+    return steps
 
 
 def section(name: str, study: dict[str, Any]) -> str:
@@ -144,6 +150,10 @@ def _score(entry: Entry, kind: str = "score") -> str:
 
 def _scored(study: dict[str, Any]) -> list[Entry]:
     return [entry for entry in study["entries"] if entry["score"]]
+
+
+def _all_steps(study: dict[str, Any], entry: Entry) -> str:
+    return ", ".join(str(steps or "never") for steps in steps_of_seeds(study, entry))
 
 
 def _steps(entry: Entry) -> str:
