@@ -38,6 +38,9 @@ from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
 pytestmark = pytest.mark.distributed
 
+BF16 = 5e-3
+"""How far runs in bf16 may part: a sum in another order can round a refined key the other way, by one part in 256."""
+
 # -- one trajectory ---------------------------------------------------------------------------------------------
 
 
@@ -56,7 +59,7 @@ def test_every_stage_equals_no_sharding(two_ranks: SeveralRanks, bits: str, stag
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_zero3_equals_no_sharding_whatever_else_is_chosen(two_ranks: SeveralRanks, variant: str) -> None:
     replicas, shards = two_ranks.output(f"two-replicas-{variant}"), two_ranks.output(f"two-zero3-{variant}")
-    assert_close_run(replicas, shards)
+    assert_close_run(replicas, shards, BF16 if "bf16" in variant else 1e-5)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -75,7 +78,7 @@ def test_one_two_and_three_ranks_give_one_trajectory(
 @pytest.mark.parametrize("choice", ["false", "auto"])
 def test_unshared_backbones_are_whole_and_train_the_same(two_ranks: SeveralRanks, choice: str) -> None:
     name = f"two-shards-{choice}"
-    assert_close_run(two_ranks.output("two-replicas-bf16-4bit"), two_ranks.output(name))
+    assert_close_run(two_ranks.output("two-replicas-bf16-4bit"), two_ranks.output(name), BF16)
     whole = two_ranks.result("two-replicas-bf16-4bit")["memory/frozen_bytes"]
     assert two_ranks.result(name)["memory/frozen_bytes"] == whole  # small enough for auto, too
     config = json.loads((two_ranks.output(name) / "deepspeed.json").read_text())
