@@ -94,16 +94,17 @@ def settings(recipe: str, overrides: list[str]) -> dict[str, Any]:
     from sktune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    compare = loaded.compare.model_dump(mode="json")
     return {
         "steps": loaded.training.max_steps,
         "batch": loaded.training.per_device_train_batch_size,
         "head_learning_rate": loaded.training.head_learning_rate,
-        "grid": {field: list(values) for field, values in loaded.compare.grid.items()},
-        "own_grids": loaded.compare.model_dump(mode="json")["own_grids"],
+        "grid": compare["grid"],
+        "own_grids": compare["own_grids"],
         "validation_samples": loaded.data.max_validation_samples,
         "test_samples": loaded.data.max_test_samples,
         "text": getattr(loaded.method, "text", None),
-        "methods": loaded.compare.methods,
+        "methods": compare["methods"],
     }
 
 

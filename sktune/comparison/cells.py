@@ -22,7 +22,7 @@ from sktune.recipe import (
     flatten,
     load_recipe_document,
 )
-from sktune.recipe.comparing import METHOD_NAMES, compared_method
+from sktune.recipe.comparing import compared_method, known_labels
 
 CELLS_FOLDER = "cells"
 
@@ -139,7 +139,7 @@ def _methods(
     """Label -> method section as written."""
     own = base.as_written.get("method", {})
     written: Mapping[str, Any] = (base.as_written.get("compare") or {}).get("methods") or {}
-    known = list(dict.fromkeys([*section.methods, *METHOD_NAMES]))
+    known = known_labels(section.methods)
     if strangers := [label for label in chosen if label not in known]:
         near = difflib.get_close_matches(strangers[0], known, n=1)
         raise ValueError(

@@ -72,10 +72,10 @@ class SemanticAdapter(nn.Module):
                 # AdamW moves every weight by the rate. As large as this, and divided by `width` in all, W_down moves
                 # its activations by about the rate too, whatever the model's width.
                 self.down = nn.Parameter(torch.randn(count, width, method.rank) * width**0.5)
+                if method.bias:
+                    self.down_bias = nn.Parameter(torch.zeros(count, 1, method.rank))
             else:
                 self.register_buffer("fixed_down", fixed_projection(width, method.rank), persistent=False)
-            if method.train_down and method.bias:
-                self.down_bias = nn.Parameter(torch.zeros(count, 1, method.rank))
         if method.adapter != "identity" and method.bias:
             self.up_bias = nn.Parameter(torch.zeros(count, 1, width))
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sktune.recipe.keys import SECTIONS
 
 METHOD_NAMES: tuple[str, ...] = tuple(SECTIONS["method"])
+
+
+def known_labels(methods: Iterable[str]) -> list[str]:
+    """What a comparison can be asked for: the labels of `compare.methods`, then the methods' own names."""
+    return list(dict.fromkeys([*methods, *METHOD_NAMES]))
 
 
 def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str, Any]:

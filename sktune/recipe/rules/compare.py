@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from sktune.recipe.comparing import METHOD_NAMES
+from sktune.recipe.comparing import known_labels
 from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, field_info, suggest
 from sktune.recipe.schema import CompareSection
@@ -47,7 +47,7 @@ def grid_names_fields_that_may_differ(compare: CompareSection) -> Iterator[Probl
 
 
 def own_grids_are_of_the_grid(compare: CompareSection) -> Iterator[Problem]:
-    known = dict.fromkeys([*compare.methods, *METHOD_NAMES])
+    known = known_labels(compare.methods)
     for label, grid in compare.own_grids.items():
         where = f"compare.own_grids.{label}"
         if label not in known:
