@@ -19,16 +19,9 @@ class PromptSemantics(NamedTuple):
     """Keys and values of the text in every layer, and the attention modules they belong to."""
 
     modules: list[nn.Module]
-    keys: torch.Tensor
-    """[layers, P, kv_heads * head_dim]"""
-    values: torch.Tensor
-    """[layers, P, kv_heads * head_dim]"""
+    states: torch.Tensor
+    """[2, layers, P, kv_heads * head_dim]: the keys, then the values, in the backbone's dtype"""
     kv_heads: int
-
-
-def _flatten(states: list[torch.Tensor]) -> torch.Tensor:
-    """[1, kv_heads, P, head_dim] of each layer -> [layers, P, kv_heads * head_dim]."""
-    return torch.stack([state[0].transpose(0, 1).flatten(1) for state in states])
 
 
 def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
@@ -61,13 +54,9 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
             f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
             f"same shape in each of its {depth} layers; use sk_prompt"
         )
-    key_values = [kv for _, kv in record]
-    return PromptSemantics(
-        modules,
-        _flatten([kv.key for kv in key_values]),
-        _flatten([kv.value for kv in key_values]),
-        key_values[0].key.shape[1],
-    )
+    # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
+    states = torch.stack([torch.cat(list(of_all)) for of_all in zip(*(kv for _, kv in record), strict=True)])
+    return PromptSemantics(modules, states.transpose(2, 3).flatten(3), states.shape[2])
 
 
 def read_hidden_states(backbone: Backbone, embeds: torch.Tensor, cut_layer: int) -> torch.Tensor:

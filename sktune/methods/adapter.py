@@ -27,7 +27,7 @@ class ReadSemantics(NamedTuple):
     """A text's semantics and what an adapter makes of them before any parameter is needed."""
 
     states: torch.Tensor
-    """[count, P, width] in fp32."""
+    """[count, P, width] in the dtype they were read in; what comes of them is fp32."""
     features: torch.Tensor | None
     """What a bottleneck starts from: told apart, and projected to [count, P, rank] where the projection is fixed."""
 
@@ -81,19 +81,18 @@ class SemanticAdapter(nn.Module):
 
     def read(self, semantics: torch.Tensor) -> ReadSemantics:
         """Prepares semantics [..., P, width] (any float dtype); once for all steps where they are constant."""
-        states = semantics.float()
         if self.kind != "bottleneck":
-            return ReadSemantics(states, None)
-        features = tell_apart(states)
-        return ReadSemantics(states, features if self.down is not None else features @ self.fixed_down)
+            return ReadSemantics(semantics, None)
+        features = tell_apart(semantics.float())
+        return ReadSemantics(semantics, features if self.down is not None else features @ self.fixed_down)
 
     def forward(self, read: ReadSemantics) -> torch.Tensor:
         """The refined semantics [count, P, width] in fp32."""
         s, inner = read
         if self.up is None:
-            return s
+            return s.float()
         if inner is None:
-            refined = s @ self.up
+            refined = s.float() @ self.up
         else:
             if self.down is not None:
                 inner = inner @ (self.down / s.shape[-1] ** 0.5)

@@ -71,11 +71,11 @@ class PrefixTuning(PrefixInEveryLayer):
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
         read = self._read_once
         if self.change is not None:
-            both = torch.stack((read.keys, read.values)) + self.change
+            both = read.states + self.change
         else:
             assert self.encoder is not None
-            positions = torch.arange(self._length, device=read.keys.device)
+            positions = torch.arange(self._length, device=read.states.device)
             # peft's order: each layer's keys, then its values.
             flat: torch.Tensor = self.encoder(positions)  # [P, layers * 2 * width]
             both = flat.view(self._length, self.layers, 2, self.width).permute(2, 1, 0, 3)
-        return split_heads(read.modules, both.to(read.keys.dtype), read.kv_heads)
+        return split_heads(read.modules, both.to(read.states.dtype), read.kv_heads)

@@ -51,8 +51,7 @@ class SKPrefix(PrefixInEveryLayer):
         with_gradient = torch.is_grad_enabled() and self.text.change is not None
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             text = read_keys_and_values(backbone, self.text(backbone))
-            both = torch.stack((text.keys, text.values))  # [2, layers, P, width]
-            read = self.adapter.read(both)
+            read = self.adapter.read(text.states)
             semantics = text, read.flatten(1, 2) if self.shared else read.flatten(0, 1)
         if self.read_once:
             self._semantics = semantics
@@ -61,5 +60,5 @@ class SKPrefix(PrefixInEveryLayer):
     def prefix(self, backbone: Backbone) -> list[tuple[nn.Module, LayerKeyValues]]:
         """Each attention module with its refined keys and values, [1, kv_heads, P, head_dim] in its dtype."""
         text, read = self._read(backbone)
-        refined = self.adapter(read).view(2, *text.keys.shape).to(text.keys.dtype)
+        refined = self.adapter(read).view_as(text.states).to(text.states.dtype)
         return split_heads(text.modules, refined, text.kv_heads)
