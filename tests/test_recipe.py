@@ -218,6 +218,22 @@ def test_overrides_are_yaml_and_the_last_one_wins(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("Answer: is it so?", "Answer: is it so?"),
+        ("one: two: three # four", "one: two: three # four"),
+        ("{text} [MASK]", "{text} [MASK]"),
+        ("*all* of it", "*all* of it"),
+        (" a ", "a"),
+        ('"a\\n b "', "a\n b "),
+        ("'1'", "1"),
+    ],
+)
+def test_an_override_of_a_text_is_that_text(write: Write, given: str, read: str) -> None:
+    assert load_recipe(write(YAML), [f"method.text={given}"]).method.text == read
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         (
@@ -230,6 +246,8 @@ def test_overrides_are_yaml_and_the_last_one_wins(write: Write) -> None:
         ("--training.max_steps=1", r"starts with a dash(.|\n)*training.max_steps="),
         ("training.max_steps.x=1", "no fields below"),
         ("task.labels=[a", "not valid YAML"),
+        ("method.text='a", "not valid YAML"),
+        ("method.text=1", "method.text = 1"),
         ("training.max_steps=0", r"\(override\): training.max_steps = 0(.|\n)*greater than or equal to 1"),
     ],
 )
@@ -322,7 +340,7 @@ def test_what_is_dumped_loads_back_equal(write: Write) -> None:
         "tracking": {"tags": {"a.b": "0x1f"}},
     }
     recipe = parse_recipe(changed(changes))
-    assert recipe.method.text == text  # type: ignore[union-attr]
+    assert recipe.method.text == text
     assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 

@@ -73,6 +73,12 @@ def field_info(section: str, key: str) -> FieldInfo | None:
     return None
 
 
+def takes_text(section: str, key: str) -> bool:
+    """Whether a field is a text, with nothing but null beside it."""
+    info = field_info(section, key)
+    return info is not None and info.annotation in (str, str | None)
+
+
 def allowed_in(info: FieldInfo) -> str:
     """What a field takes, in words: the choices, or the type with its range."""
     limits = []

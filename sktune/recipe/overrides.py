@@ -11,7 +11,7 @@ import yaml
 
 from sktune.recipe.document import parse_value
 from sktune.recipe.errors import Problem
-from sktune.recipe.keys import SECTIONS, field_info, keys_of, suggest
+from sktune.recipe.keys import SECTIONS, field_info, keys_of, suggest, takes_text
 
 _FORM = "section.field=value, for example training.learning_rate=1e-2"
 
@@ -22,7 +22,7 @@ def apply_overrides(
     """Apply overrides in order; the last one for a field wins.
 
     A value is YAML (`null`, `1e-3`, `[a, b]`, `{name: head_only}`), and an override of a whole section
-    replaces it.
+    replaces it. What a field of text is given without quotes is its text to the last character: `a: b # c`.
 
     Returns:
         The new mapping (the one given is left as it is), the dotted names that overrides spoke of, and one
@@ -38,7 +38,7 @@ def apply_overrides(
         overridden.add(path)
         if problem is None:
             try:
-                _assign(result, path, parse_value(text))
+                _assign(result, path, _value(path, text))
             except yaml.YAMLError as error:
                 what = getattr(error, "problem", None) or "not YAML"
                 problem = Problem(path, f"the value is not valid YAML: {what}", cure="put it in quotes.")
@@ -74,6 +74,19 @@ def _unknown_path(path: str) -> Problem | None:
     if inner and not takes_names:
         return Problem(path, "there are no fields below this one", _FORM, f"write {section}.{key}=...")
     return None
+
+
+def _value(path: str, text: str) -> Any:
+    # In a file YAML's signs have a structure to serve; on the command line a text with a colon is just that.
+    plain = text.strip()
+    section, _, key = path.partition(".")
+    if plain.startswith(("'", '"')) or not takes_text(section, key):
+        return parse_value(text)
+    try:
+        value = parse_value(plain)
+    except yaml.YAMLError:
+        return plain
+    return plain if isinstance(value, (str, dict, list)) else value
 
 
 def _assign(mapping: dict[str, Any], path: str, value: Any) -> None:
