@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sktune.comparison.pictures import Curve, blank_picture, draw_curves, line_colour
+from sktune.comparison.report import Spread
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "convergence.md"
 BEGIN, END = "<!-- begin of what benchmarks/convergence.py writes -->", "<!-- end -->"
@@ -90,8 +93,9 @@ def section(name: str, study: dict[str, Any]) -> str:
     fields = ", ".join(f"{field} of {values}" for field, values in shared["grid"].items())
     for label, grid in shared["own_grids"].items():
         fields += "".join(f"; of {label} {values}" for values in grid.values())
+    tested = f"at most {shared['test_samples']} test examples" if shared["test_samples"] else "all test examples"
     lines = [
-        f"### {name}: {metric} on {shared['test_samples'] or 'all'} test examples",
+        f"### {name}: {metric} on {tested}",
         "",
         f'{shared["steps"]} steps of {shared["batch"]} examples; {fields}; text: "{shared["text"]}".',
         "",
@@ -113,29 +117,16 @@ def section(name: str, study: dict[str, Any]) -> str:
 
 
 def draw(name: str, study: dict[str, Any]) -> None:
-    """Validation score over steps, mean over the seeds, with a band of one standard deviation."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    """Validation score over steps, SK-Tuning's lines the thickest."""
     labels = sorted(entry["label"] for entry in study["entries"])
+    curves = []
     for entry in _scored(study):
-        steps = [int(step) for step in entry["curve"]]
-        means = [point["mean"] for point in entry["curve"].values()]
-        spreads = [point["deviation"] or 0.0 for point in entry["curve"].values()]
-        colour = colormaps["tab20"](labels.index(entry["label"]) % 20 / 20)
-        width = 2.4 if entry["label"] in OURS else 1.2
-        axes.plot(steps, means, label=entry["label"], color=colour, linewidth=width)
-        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.axhline(study["target"], color="grey", linestyle="--", linewidth=1)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"validation {study['metric']}")
-    axes.set_title(f"{name}: mean over seeds, band of one standard deviation", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        label = entry["label"]
+        points = {int(step): Spread(**point) for step, point in entry["curve"].items()}
+        style = {"color": line_colour(labels.index(label)), "linewidth": 2.4 if label in OURS else 1.2}
+        curves.append(Curve(label, points, style))
+    figure, axes = blank_picture()
+    draw_curves(axes, curves, study["metric"], study["target"])
     figure.savefig(DOCS / "pictures" / f"convergence_{name}.png", dpi=110, format="png")
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sktune.comparison.report import Entry, Report
+from sktune.comparison.report import Entry, Report, Spread
 
 _MARKERS = "osD^vPX*<>hp"
+
+
+class Curve(NamedTuple):
+    """One line of a picture: what was measured at which step, and matplotlib's words for how it looks."""
+
+    label: str
+    points: Mapping[int, Spread]
+    style: Mapping[str, Any]
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -24,19 +32,47 @@ def draw(report: Report, folder: Path) -> list[Path]:
     )
     drawn = []
     for name, picture in kinds:
-        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        if picture(report, figure.add_subplot()):
+        figure, axes = blank_picture()
+        if picture(report, axes):
             figure.savefig(folder / name, dpi=120, format="png")
             drawn.append(folder / name)
     return drawn
+
+
+def blank_picture() -> tuple[Figure, Any]:
+    """A figure that `savefig` writes, and its axes."""
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def line_colour(place: int) -> Any:
+    """Colour of the line at this place of the legend; they repeat after twenty."""
+    return colormaps["tab20"](place % 20 / 20)
+
+
+def draw_curves(axes: Any, curves: Sequence[Curve], metric: str, target: float | None) -> None:
+    """Means over steps with bands of one standard deviation; the target as a dashed line."""
+    for label, points, style in curves:
+        steps, means = list(points), [point.mean for point in points.values()]
+        widths = [point.deviation or 0.0 for point in points.values()]
+        axes.plot(steps, means, label=label, **style)
+        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    if target is not None:
+        axes.axhline(target, color="grey", linestyle="--", linewidth=1, label="95% of the best")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(f"validation {metric}")
+    axes.set_title("mean over seeds, band: one standard deviation")
+    if curves:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
 
 
 def _style(report: Report, entry: Entry) -> dict[str, Any]:
     """The same colour and marker in every picture."""
     order = sorted(range(len(report.entries)), key=lambda i: (report.entries[i].label, i))
     place = order.index(report.entries.index(entry))
-    return {"color": colormaps["tab20"](place % 20 / 20), "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": line_colour(place), "marker": _MARKERS[place % len(_MARKERS)]}
 
 
 def _name(report: Report, entry: Entry) -> str:
@@ -46,23 +82,13 @@ def _name(report: Report, entry: Entry) -> str:
 
 
 def _metric_over_steps(report: Report, axes: Any) -> bool:
-    entries = [entry for entry in report.entries if entry.curve]
-    for entry in entries:
-        steps = list(entry.curve)
-        means = [point.mean for point in entry.curve.values()]
-        widths = [point.deviation or 0.0 for point in entry.curve.values()]
-        style = _style(report, entry)
-        axes.plot(steps, means, label=_name(report, entry), markersize=4, **style)
-        low, high = ([m + sign * w for m, w in zip(means, widths, strict=True)] for sign in (-1, 1))
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    if report.target is not None:
-        axes.axhline(report.target, color="grey", linestyle="--", linewidth=1, label="95% of the best")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"validation {report.metric}")
-    axes.set_title("mean over seeds, band: one standard deviation")
-    if entries:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    return bool(entries)
+    curves = [
+        Curve(_name(report, entry), entry.curve, {"markersize": 4, **_style(report, entry)})
+        for entry in report.entries
+        if entry.curve
+    ]
+    draw_curves(axes, curves, report.metric, report.target)
+    return bool(curves)
 
 
 def _score_against_parameters(report: Report, axes: Any) -> bool:
