@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sktune.planning.planner import Plan, plan
+from sktune.planning.planned_bytes import Plan
+from sktune.planning.planner import plan
 from sktune.recipe.rules import broken_rules
 from sktune.recipe.schema import QuantizationSection, Recipe
 

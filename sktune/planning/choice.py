@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sktune.planning.planner import USABLE, plan
+from sktune.planning.planned_bytes import USABLE
+from sktune.planning.planner import plan
 from sktune.planning.units import gibibytes
 from sktune.recipe.schema import Recipe
 

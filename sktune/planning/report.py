@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sktune.planning.changes import Advice
-from sktune.planning.planner import USABLE, Plan
+from sktune.planning.planned_bytes import USABLE, Plan
 from sktune.planning.units import gibibytes
 
 _HELD = {

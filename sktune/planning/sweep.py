@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import product
 
 from sktune.planning.changes import problems_of, with_bits, with_fields
-from sktune.planning.planner import Plan, plan
+from sktune.planning.planned_bytes import Plan
+from sktune.planning.planner import plan
 from sktune.recipe.schema import Recipe
 
 Values = tuple[int, ...]
