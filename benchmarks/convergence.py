@@ -2,11 +2,12 @@
 
     python benchmarks/convergence.py --data FOLDER [--only STUDY ...] [--jobs 2] [--full]
 
-FOLDER holds polarity/ and snli/ (JSON lines), wnut17/ and ncbi_disease/ (two-column IOB2 files). A study is a recipe of
-recipes/compare/: every method there at each rate of the recipe's grid with one seed, then at its best one by validation
-with two more; the same steps, batches and data for all. It is `sktune compare` and nothing else: a study that was
-stopped goes on from the cell it was in (--work keeps it). Results go to benchmarks/results/convergence.json, the tables
-and pictures to docs/convergence.md as soon as a study has finished.
+FOLDER holds polarity/ and snli/ (JSON lines), wnut17/ and ncbi_disease/ (two-column IOB2 files), and a small LLaMA in
+models/stories260K/. A study is a recipe of recipes/compare/: every method there at each rate of the recipe's grid with
+one seed, then at its best one by validation with two more; the same steps, batches and data for all. It is
+`sktune compare` and nothing else: a study that was stopped goes on from the cell it was in (--work keeps it). Results
+go to benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has
+finished.
 
 --full takes five times the steps, whole test sets, six rates and five seeds.
 """
@@ -28,14 +29,23 @@ from convergence_report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "convergence.json"
-STUDIES = {
-    "polarity": ["data.path={data}/polarity", "data.train=train.jsonl", "data.validation=validation.jsonl"],
-    "snli": ["data.path={data}/snli", "data.train=train.jsonl", "data.validation=validation.jsonl"],
-    "wnut17": ["data.path={data}/wnut17", "data.train=train.conll", "data.validation=dev.conll"],
-    "ncbi_disease": ["data.path={data}/ncbi_disease", "data.train=train.tsv", "data.validation=devel.tsv"],
-    "newswire": [],
+SPLITS = {
+    "polarity": ["train.jsonl", "validation.jsonl", "test.jsonl"],
+    "snli": ["train.jsonl", "validation.jsonl", "test.jsonl"],
+    "wnut17": ["train.conll", "dev.conll", "test.conll"],
+    "ncbi_disease": ["train.tsv", "devel.tsv", "test.tsv"],
 }
-TEST_FILES = {"polarity": "test.jsonl", "snli": "test.jsonl", "wnut17": "test.conll", "ncbi_disease": "test.tsv"}
+"""Files of each folder: for training, validation and test."""
+STUDIES = {  # the folder of its data (None: they come with sktune), and which model reads them
+    "polarity": ("polarity", "encoder"),
+    "snli": ("snli", "encoder"),
+    "wnut17": ("wnut17", "encoder"),
+    "ncbi_disease": ("ncbi_disease", "encoder"),
+    "captions": ("snli", "stories260K"),
+    "newswire": (None, "miniature"),
+    "sentiment": (None, "miniature"),
+    "entailment": (None, "miniature"),
+}
 ARITHMETIC = ["model.dtype=bfloat16", "model.attn_implementation=eager"]
 """For the encoder: with AVX512-BF16 a cell takes two thirds of fp32's time, and sdpa's backward is slow there."""
 FULL = [
@@ -56,11 +66,16 @@ def encoder() -> str:
 
 def overrides_of(study: str, data: Path, full: bool) -> list[str]:
     """What a study changes of its recipe: where things are, and the size."""
-    overrides = [text.format(data=data) for text in STUDIES[study]]
-    if study in TEST_FILES:
-        columns = ["data.text_column=premise", "data.text_pair_column=hypothesis"] if study == "snli" else []
-        overrides += [*columns, f"data.test={TEST_FILES[study]}", "data.name=null"]
+    folder, model = STUDIES[study]
+    overrides = []
+    if folder is not None:
+        files = zip(("train", "validation", "test"), SPLITS[folder], strict=True)
+        overrides += [f"data.path={data / folder}", *(f"data.{split}={file}" for split, file in files)]
+    if model == "encoder":
         overrides += [f"model.name_or_path={encoder()}", *ARITHMETIC]
+    elif model == "stories260K":
+        # Its vocabulary of 512 pieces makes two or three tokens of a word.
+        overrides += [f"model.name_or_path={data / 'models' / model}", "data.max_length=128"]
     return [*overrides, "tracking.enabled=false", *(FULL if full else [])]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sktune.comparison.pictures import Curve, blank_picture, draw_curves, line_colour
 from sktune.comparison.report import Spread
+from sktune.tasks.metrics import SMALLER_IS_BETTER
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "convergence.md"
@@ -45,7 +46,7 @@ def overview(result: dict[str, Any]) -> str:
             if found is None:
                 continue
             ours, rival = found["ours"], found["rival"]
-            score = f"{_score(ours)} against {_score(rival)}: {'higher' if found['higher'] else 'not higher'}"
+            score = f"{_score(ours)} against {_score(rival)}: {'better' if found['better'] else 'not better'}"
             half = "half or less" if found["half_the_steps"] else "more than half"
             steps = f"{_all_steps(study, ours)} against {_all_steps(study, rival)}: {half}"
             parameters = f"{ours['trainable_parameters']:,}"
@@ -58,7 +59,7 @@ def overview(result: dict[str, Any]) -> str:
 
 
 def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | None:
-    """The target of a study: a higher score than the best rival, in half its steps, no larger than LoRA.
+    """The target of a study: a better score than the best rival, in half its steps, no larger than LoRA.
 
     Of each side the method with the best validation score is taken; steps are those to the study's target, mean over
     seeds. A rival's seed that did not reach it counts as if it had at the last step. None where one side is missing.
@@ -67,12 +68,12 @@ def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | No
     sides = [[entries[label] for label in labels if label in entries] for labels in (OURS, rivals)]
     if not all(sides):
         return None
-    ours, rival = map(_best, sides)
+    ours, rival = (best(side, study["metric"], "validation") for side in sides)
     rival_steps = fmean(steps or study["settings"]["steps"] for steps in steps_of_seeds(study, rival))
     return {
         "ours": ours,
         "rival": rival,
-        "higher": ours["score"]["mean"] > rival["score"]["mean"],
+        "better": best([ours, rival], study["metric"], "score") is ours,
         "half_the_steps": ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2,
         "lora_parameters": entries["lora"]["trainable_parameters"] if "lora" in entries else 0,
     }
@@ -130,8 +131,10 @@ def draw(name: str, study: dict[str, Any]) -> None:
     figure.savefig(DOCS / "pictures" / f"convergence_{name}.png", dpi=110, format="png")
 
 
-def _best(entries: list[Entry]) -> Entry:
-    return max(entries, key=lambda entry: entry["validation"]["mean"])
+def best(entries: list[Entry], metric: str, kind: str) -> Entry:
+    """The entry with the best mean `score` or `validation`; the last of several."""
+    choose = min if metric in SMALLER_IS_BETTER else max
+    return choose(reversed(entries), key=lambda entry: entry[kind]["mean"])
 
 
 def _score(entry: Entry, kind: str = "score") -> str:

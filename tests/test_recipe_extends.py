@@ -57,6 +57,8 @@ def test_methods_to_compare_are_added_and_their_sections_replaced(folder: Path) 
     compare = load_recipe(path).compare
     assert compare.methods == {"lora": {"rank": 4}, "ia3": {}, "full": {}}
     assert compare.seeds == 2
+    without = write(folder / "without.yaml", "extends: more.yaml\ncompare: {methods: {ia3: null}}\n")
+    assert list(load_recipe(without).compare.methods) == ["lora", "full"]
 
 
 def test_another_method_replaces_the_section(folder: Path) -> None:

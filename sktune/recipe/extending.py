@@ -17,7 +17,7 @@ def read_extended(path: Path, seen: tuple[Path, ...] = ()) -> Document:
     """Reads a recipe file and those it extends: its own fields over theirs, a later one's over an earlier one's.
 
     Fields replace fields of the same section; another `method.name` replaces the whole section, since methods do
-    not share their fields; `compare.methods` is added to, label by label.
+    not share their fields; `compare.methods` is added to, label by label, and a label given as null is left out.
 
     Args:
         path: the file; what it extends is named relative to it.
@@ -72,7 +72,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         else:
             merged[section] = {**old, **fields}
             if section == "compare" and all(isinstance(part.get("methods"), Mapping) for part in (old, fields)):
-                merged[section]["methods"] = {**old["methods"], **fields["methods"]}
+                methods = {**old["methods"], **fields["methods"]}
+                merged[section]["methods"] = {label: own for label, own in methods.items() if own is not None}
     return merged
 
 
