@@ -38,8 +38,9 @@ def write_report(result: dict[str, Any]) -> None:
 
 def overview(result: dict[str, Any]) -> str:
     """Two lines a study: the target, and whether it is met."""
-    rows = ["| study | seeds | better of SK-Prefix and SK-Prompt | best rival | score | steps | parameters |"]
-    rows.append("|---|---|---|---|---|---|---|")
+    columns = ("study", "seeds", "better of SK-Prefix and SK-Prompt", "best rival", "score", "steps to the target")
+    columns = (*columns, "steps to where the rival ends", "parameters")
+    rows = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, study in result.items():
         for group, labels in RIVALS.items():
             found = verdict(study, labels)
@@ -53,7 +54,9 @@ def overview(result: dict[str, Any]) -> str:
             if found["lora_parameters"]:
                 parameters += f" against {found['lora_parameters']:,} of LoRA"
             seeds = str(min(ours["finished"], rival["finished"]))
-            cells = (name, seeds, ours["label"], f"{rival['label']} ({group})", score, steps, parameters)
+            passed = steps_to_the_end_of(rival, ours, study["metric"])
+            passed_at = f"{passed} of {study['settings']['steps']}" if passed else "never"
+            cells = (name, seeds, ours["label"], f"{rival['label']} ({group})", score, steps, passed_at, parameters)
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -86,6 +89,13 @@ def steps_of_seeds(study: dict[str, Any], entry: Entry) -> list[int | None]:
     steps = [steps for (cell, _, _), steps in found.items() if cell == entry["label"] + point]
     assert len(steps) == entry["finished"], f"{entry['label']}: {len(steps)} cells of {entry['finished']}"
     return steps
+
+
+def steps_to_the_end_of(rival: Entry, ours: Entry, metric: str) -> int | None:
+    """First step at which our mean validation score is no worse than the rival's last one; None: never."""
+    end = list(rival["curve"].values())[-1]["mean"]
+    sign = -1 if metric in SMALLER_IS_BETTER else 1
+    return next((int(step) for step, point in ours["curve"].items() if sign * (point["mean"] - end) >= 0), None)
 
 
 def section(name: str, study: dict[str, Any]) -> str:
