@@ -61,6 +61,8 @@ def draw_curves(axes: Any, curves: Sequence[Curve], metric: str, target: float |
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.13, linewidth=0)
     if target is not None:
         axes.axhline(target, color="grey", linestyle="--", linewidth=1, label="95% of the best")
+    if metric == "perplexity":  # of loss the exponential: what is near the best would lie on one line
+        axes.set_yscale("log")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(f"validation {metric}")
     axes.set_title("mean over seeds, band: one standard deviation")
