@@ -7,7 +7,8 @@ models/stories260K/. A study is a recipe of recipes/compare/: every method there
 one seed, then at its best one by validation with two more; the same steps, batches and data for all. It is
 `sktune compare` and nothing else: a study that was stopped goes on from the cell it was in (--work keeps it). Results
 go to benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has
-finished. The whole takes about three hours on two cores.
+finished. A cell of the encoder takes 40 to 65 seconds on one core, one of the small models about half a minute: some
+three hours for the whole on two cores, reckoned from that.
 
 --full takes five times the steps, whole test sets, six rates and five seeds.
 """

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from sktune.comparison.pictures import Curve, blank_picture, draw_curves, line_colour
-from sktune.comparison.report import Spread
-from sktune.tasks.metrics import SMALLER_IS_BETTER
+from sktune.comparison.report import Spread, first_step
+from sktune.tasks.metrics import SMALLER_IS_BETTER, is_better
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "convergence.md"
@@ -38,8 +38,10 @@ def write_report(result: dict[str, Any]) -> None:
 
 def overview(result: dict[str, Any]) -> str:
     """Two lines a study: the target, and whether it is met."""
-    columns = ("study", "seeds", "better of SK-Prefix and SK-Prompt", "best rival", "score", "steps to the target")
-    columns = (*columns, "steps to where the rival ends", "parameters")
+    columns = (
+        *("study", "seeds", "better of SK-Prefix and SK-Prompt", "best rival", "score"),
+        *("steps to the target", "steps to where the rival ends", "parameters"),
+    )
     rows = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, study in result.items():
         for group, labels in RIVALS.items():
@@ -71,12 +73,12 @@ def verdict(study: dict[str, Any], rivals: Sequence[str]) -> dict[str, Any] | No
     sides = [[entries[label] for label in labels if label in entries] for labels in (OURS, rivals)]
     if not all(sides):
         return None
-    ours, rival = (best(side, study["metric"], "validation") for side in sides)
+    ours, rival = (best(side, study["metric"]) for side in sides)
     rival_steps = fmean(steps or study["settings"]["steps"] for steps in steps_of_seeds(study, rival))
     return {
         "ours": ours,
         "rival": rival,
-        "better": best([ours, rival], study["metric"], "score") is ours,
+        "better": is_better(study["metric"], ours["score"]["mean"], rival["score"]["mean"]),
         "half_the_steps": ours["steps_to_target"] is not None and ours["steps_to_target"] <= rival_steps / 2,
         "lora_parameters": entries["lora"]["trainable_parameters"] if "lora" in entries else 0,
     }
@@ -93,9 +95,8 @@ def steps_of_seeds(study: dict[str, Any], entry: Entry) -> list[int | None]:
 
 def steps_to_the_end_of(rival: Entry, ours: Entry, metric: str) -> int | None:
     """First step at which our mean validation score is no worse than the rival's last one; None: never."""
-    end = list(rival["curve"].values())[-1]["mean"]
-    sign = -1 if metric in SMALLER_IS_BETTER else 1
-    return next((int(step) for step, point in ours["curve"].items() if sign * (point["mean"] - end) >= 0), None)
+    mine, theirs = ([(int(step), point["mean"]) for step, point in e["curve"].items()] for e in (ours, rival))
+    return first_step(mine, theirs[-1][1], metric)
 
 
 def section(name: str, study: dict[str, Any]) -> str:
@@ -141,10 +142,10 @@ def draw(name: str, study: dict[str, Any]) -> None:
     figure.savefig(DOCS / "pictures" / f"convergence_{name}.png", dpi=110, format="png")
 
 
-def best(entries: list[Entry], metric: str, kind: str) -> Entry:
-    """The entry with the best mean `score` or `validation`; the last of several."""
+def best(entries: list[Entry], metric: str) -> Entry:
+    """The entry with the best mean validation score."""
     choose = min if metric in SMALLER_IS_BETTER else max
-    return choose(reversed(entries), key=lambda entry: entry[kind]["mean"])
+    return choose(entries, key=lambda entry: entry["validation"]["mean"])
 
 
 def _score(entry: Entry, kind: str = "score") -> str:

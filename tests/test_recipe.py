@@ -340,7 +340,7 @@ def test_what_is_dumped_loads_back_equal(write: Write) -> None:
         "tracking": {"tags": {"a.b": "0x1f"}},
     }
     recipe = parse_recipe(changed(changes))
-    assert recipe.method.text == text
+    assert recipe.method.text == text  # type: ignore[union-attr]
     assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 

@@ -55,7 +55,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
             f"same shape in each of its {depth} layers; use sk_prompt"
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
-    states = torch.stack([torch.cat(list(of_all)) for of_all in zip(*(kv for _, kv in record), strict=True)])
+    states = torch.stack([torch.cat(of_all) for of_all in zip(*(kv for _, kv in record), strict=True)])
     return PromptSemantics(modules, states.transpose(2, 3).flatten(3), states.shape[2])
 
 
