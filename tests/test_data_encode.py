@@ -246,6 +246,36 @@ def test_more_texts_than_one_call_takes_stay_in_order(
     assert [row.index for row in rows] == [row.group for row in rows] == list(range(2100))
 
 
+def test_what_a_template_says_behind_the_text_is_never_cut(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    tokenizer = tokenizers["byte_level"]
+    long = [Example(0, "a good film " * 40, None, (), "x"), Example(1, "great", None, (), "x")]
+    data = DataSection(path="unused", max_length=60, text_template="Review: {text}\nGood or bad? {{x}}:")
+    encoded = encode(tokenizer, long, CLASSES, ("x", "y"), data)
+    cut, whole = (tokenizer.decode(row.input_ids) for row in encoded.rows)
+    assert whole == "Review: great\nGood or bad? {x}:"
+    assert cut.startswith("Review: a good")
+    assert cut.endswith("\nGood or bad? {x}:")
+    assert 50 <= encoded.rows[0].length <= 60
+    assert encoded.report == ["train: 1 of 2 inputs truncated to 60 tokens"]
+
+    words = TaskSection(name="causal_lm", label_words={"x": "good", "y": "really terrible"})
+    encoded = encode(tokenizer, long, words, ("x", "y"), data, candidates=True)
+    for row in encoded.rows:
+        assert "\nGood or bad? {x}:" in tokenizer.decode(row.input_ids)
+        assert row.length <= 60
+    pair = [Example(0, "a good film " * 40, "a bad film " * 40, (), "x")]
+    data = DataSection(path="unused", max_length=40, text_pair_column="h", pair_template="{text} A {text_pair} so:")
+    task = TaskSection(name="pair_classification")
+    row = encode(tokenizer, pair, task, ("x", "y"), data).rows[0]
+    assert tokenizer.decode(row.input_ids).endswith(" so:")
+    assert row.length <= 40
+    with pytest.raises(ValueError, match=r"data\.text_template: .*\{text\} only"):
+        encode(tokenizer, long, CLASSES, ("x", "y"), DataSection(path="unused", text_template="{text} {text_pair}"))
+    short = DataSection(path="unused", max_length=4, text_template="{text} so:")
+    with pytest.raises(ValueError, match=r"data.max_length is 4, but data.text_template alone has \d+ tokens"):
+        encode(tokenizer, long, CLASSES, ("x", "y"), short)
+
+
 def test_encoders_read_pairs_as_segments_and_decoders_through_the_template(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:

@@ -522,6 +522,16 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "data.pair_template",
         changed(PAIRS, {"data": {"pair_template": "{text_pair}, so {text}?"}}),
     ),
+    "text_template_is_for_single_texts": (
+        changed(PAIRS, {"data": {"text_template": "{text} so:"}}),
+        "data.text_template",
+        changed(SENTENCES, {"data": {"text_template": "{text} so:"}}),
+    ),
+    "text_template_names_the_text": (
+        changed(SENTENCES, {"data": {"text_template": "a review"}}),
+        "data.text_template",
+        changed(SENTENCES, {"data": {"text_template": "{text} "}}),
+    ),
     "columns_belong_to_the_task": (
         changed({"data": {"label_column": "y"}}),
         "data.label_column",

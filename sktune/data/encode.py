@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.data.encode_causal import encode_causal
 from sktune.data.encode_words import encode_words
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
+from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import check_tokenizer, tokenize
 from sktune.recipe.schema import DataSection, TaskSection
 
@@ -28,7 +29,8 @@ def encode_split(
     """Tokenize a split and attach its labels.
 
     Texts are cut to `data.max_length` tokens. An encoder reads a pair as two segments with its special tokens
-    and segment ids; a decoder reads it through `data.pair_template`. Words are joined by spaces and
+    and segment ids; a decoder reads it through `data.pair_template`, and every model reads a single text through
+    `data.text_template`; what a template says behind the last text is never cut. Words are joined by spaces and
     tokenized as running text; their tags are put on `task.labelled_piece`. For causal_lm see
     `sktune.data.encode_causal.encode_causal`.
 
@@ -58,33 +60,25 @@ def encode_split(
             add_special_tokens=add_special_tokens, split=split, is_encoder=is_encoder,
         )  # fmt: skip
 
+    template = PromptTemplate.of(data)
+    if not two_segments:
+        template.check(tokenizer, data.max_length, add_special_tokens)
+    if task.name == "causal_lm":
+        return encode_causal(
+            examples, template, task, data, tokenizer, labels,
+            add_special_tokens=add_special_tokens, split=split, score_candidates=score_candidates,
+        )  # fmt: skip
+    cut = 0
     if two_segments:
         texts = [example.text for example in examples]
         pairs: list[str] | None = [example.text_pair or "" for example in examples]
     else:
-        texts = [_as_one_text(example, data) for example in examples]
+        texts, cut = template.fit(examples, tokenizer, data.max_length, add_special_tokens)
         pairs = None
-    if task.name == "causal_lm":
-        return encode_causal(
-            examples, texts, task, data, tokenizer, labels,
-            add_special_tokens=add_special_tokens, split=split, score_candidates=score_candidates,
-        )  # fmt: skip
     return _encode_texts(
         examples, texts, pairs, data, tokenizer, labels,
-        add_special_tokens=add_special_tokens, split=split, is_encoder=is_encoder,
+        add_special_tokens=add_special_tokens, split=split, is_encoder=is_encoder, already_cut=cut,
     )  # fmt: skip
-
-
-def _as_one_text(example: Example, data: DataSection) -> str:
-    if example.text_pair is None:
-        return example.text
-    try:
-        return data.pair_template.format(text=example.text, text_pair=example.text_pair)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"data.pair_template: {data.pair_template!r} may hold {{text}} and {{text_pair}} only "
-            f"({error!r}); write other braces twice."
-        ) from None
 
 
 def _encode_texts(
@@ -98,6 +92,7 @@ def _encode_texts(
     add_special_tokens: bool,
     split: str,
     is_encoder: bool,
+    already_cut: int,
 ) -> EncodedSplit:
     label_ids = None if labels is None else {label: i for i, label in enumerate(labels)}
     tokenized = tokenize(
@@ -105,7 +100,7 @@ def _encode_texts(
         max_length=data.max_length, add_special_tokens=add_special_tokens, token_type_ids=is_encoder,
     )  # fmt: skip
     rows: list[Row] = []
-    truncated = 0
+    truncated = already_cut
     for index, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
         truncated += tokens.truncated
         gold = example.reference
@@ -120,14 +115,14 @@ def _encode_texts(
                 group=index,
             )
         )
-    report = _text_report(split, truncated, texts, data.max_length)
+    report = _text_report(split, truncated, examples, data.max_length)
     return EncodedSplit(rows, report)
 
 
-def _text_report(split: str, truncated: int, texts: Sequence[str], max_length: int) -> list[str]:
+def _text_report(split: str, truncated: int, examples: Sequence[Example], max_length: int) -> list[str]:
     report = []
     if truncated:
-        report.append(f"{split}: {truncated} of {len(texts)} inputs truncated to {max_length} tokens")
-    if empty := sum(not text.strip() for text in texts):
-        report.append(f"{split}: {empty} of {len(texts)} texts are empty")
+        report.append(f"{split}: {truncated} of {len(examples)} inputs truncated to {max_length} tokens")
+    if empty := sum(not (example.text + (example.text_pair or "")).strip() for example in examples):
+        report.append(f"{split}: {empty} of {len(examples)} texts are empty")
     return report

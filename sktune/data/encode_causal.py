@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
+from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import continuation, tokenize
 from sktune.recipe.schema import DataSection, TaskSection
 
 
 def encode_causal(
     examples: Sequence[Example],
-    prompts: Sequence[str],
+    template: PromptTemplate,
     task: TaskSection,
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
@@ -26,8 +27,9 @@ def encode_causal(
     """Rows of prompt tokens, target tokens and the end-of-sequence token; labels on target and end only.
 
     The target is `task.label_words` of the example's label, or the target text, tokenized as the continuation
-    after a space. Where both do not fit into `data.max_length`, the prompt loses its end; one token of it
-    always stays, and only a target that then still does not fit loses its own end.
+    after a space. Where both do not fit into `data.max_length`, the prompt's text loses its end, not what the
+    template says behind it; one token of a prompt always stays, and only a target that then still does not fit
+    loses its own end.
 
     With `score_candidates` every example becomes one row per label, in the order of `labels`: `group` is the
     example's number, `candidate` the label's, and the labels are on the candidate's tokens and its end, as in
@@ -44,6 +46,7 @@ def encode_causal(
         raise ValueError("task.label_words: scoring candidates needs the words of each label.")
     words = {label: _target(tokenizer, text, eos) for label, text in (task.label_words or {}).items()}
 
+    prompts = [template.fill(example) for example in examples]
     tokenized = tokenize(
         tokenizer, prompts, None, max_length=None, add_special_tokens=add_special_tokens, token_type_ids=False
     )
@@ -51,9 +54,7 @@ def encode_causal(
     cut_prompts: set[int] = set()
     cut_targets: set[int] = set()
     for group, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
-        prompt = tokens.input_ids
-        if add_special_tokens and len(prompt) > 1 and prompt[-1] == eos:
-            prompt = prompt[:-1]  # some tokenizers end every text; the answer is still to come
+        prompt = _open(tokens.input_ids, eos, add_special_tokens)
         reference = str(example.reference)
         if score_candidates:
             targets = [words[label] for label in labels or ()]
@@ -62,7 +63,13 @@ def encode_causal(
         else:
             targets = [_target(tokenizer, reference, eos)]
         for candidate, target in enumerate(targets):
-            kept_prompt = prompt[: max(1, data.max_length - len(target))]
+            room = max(1, data.max_length - len(target))
+            kept_prompt = prompt
+            if len(prompt) > room and template.has_tail:
+                shorter = template.shorten(example, tokenizer, room, add_special_tokens)
+                ids = tokenizer(shorter, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+                kept_prompt = _open(ids, eos, add_special_tokens)
+            kept_prompt = kept_prompt[:room]
             kept_target = target[: data.max_length - len(kept_prompt)]
             if len(kept_prompt) < len(prompt):
                 cut_prompts.add(group)
@@ -84,9 +91,14 @@ def encode_causal(
         if numbers:
             cut = f"{len(numbers)} of {len(examples)} {what} truncated"
             report.append(f"{split}: {cut} to {data.max_length} tokens")
-    if empty := sum(not prompt.strip() for prompt in prompts):
+    if empty := sum(not (example.text + (example.text_pair or "")).strip() for example in examples):
         report.append(f"{split}: {empty} of {len(examples)} texts are empty")
     return EncodedSplit(rows, report)
+
+
+def _open(prompt: list[int], eos: int, special: bool) -> list[int]:
+    # Some tokenizers end every text; the answer is still to come.
+    return prompt[:-1] if special and len(prompt) > 1 and prompt[-1] == eos else prompt
 
 
 def _target(tokenizer: PreTrainedTokenizerBase, text: str, eos: int) -> list[int]:

@@ -91,6 +91,10 @@ class DataSection(Section):
     conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
     conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
     target_column: str | None = Field(None, description="causal_lm: column of the target text.")
+    text_template: str = Field(
+        "{text}",
+        description="How a single text is read, for example `Review: {text} Sentiment:`; what follows it is never cut.",
+    )
     pair_template: str = Field("{text}\n{text_pair}", description="How a decoder reads a pair.")
     max_length: int = Field(128, ge=2, description="Input tokens kept, special tokens counted, the prompt text not.")
     padding_side: Literal["right", "left"] = "right"

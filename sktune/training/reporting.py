@@ -90,8 +90,10 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     if not isinstance(recipe.method, TemplateMethod):
         return
     for name, keys in {
-        "task": ("pooling", "head_dropout"), "training": ("head_learning_rate",), "data": ("pair_template",)
-    }.items():  # fmt: skip
+        "task": ("pooling", "head_dropout"),
+        "training": ("head_learning_rate",),
+        "data": ("text_template", "pair_template"),
+    }.items():
         section = getattr(recipe, name)
         yield from (f"{name}.{key}" for key in keys if key in section.model_fields_set)
 

@@ -42,6 +42,23 @@ def pair_template_names_both_texts(data: DataSection) -> Iterator[Problem]:
         )
 
 
+def text_template_is_for_single_texts(task: TaskSection, data: DataSection) -> Iterator[Problem]:
+    if task.name == "token_classification":
+        yield from idle("data", data, ("text_template",), "token_classification reads words", "choose another task.")
+    elif data.text_pair_column is not None:
+        yield from idle("data", data, ("text_template",), "there are two texts", "use data.pair_template.")
+
+
+def text_template_names_the_text(data: DataSection) -> Iterator[Problem]:
+    if "{text}" not in data.text_template:
+        yield Problem(
+            "data.text_template",
+            "must hold the text",
+            "a text with {text} in it",
+            'for example "{text}\\nSentiment:" (in double quotes, so that \\n is a new line).',
+        )
+
+
 def columns_belong_to_the_task(task: TaskSection, data: DataSection) -> Iterator[Problem]:
     if task.name == "token_classification":
         why, cure = "token_classification reads words and tags", "use words_column and tags_column."
@@ -91,6 +108,8 @@ RULES = (
     pairs_are_not_tagged,
     pair_template_needs_a_pair,
     pair_template_names_both_texts,
+    text_template_is_for_single_texts,
+    text_template_names_the_text,
     columns_belong_to_the_task,
     conll_holds_tagged_words,
     conll_columns_need_conll,
