@@ -1,9 +1,8 @@
-"""The quickstart: what the frozen model knows, and what a text makes of it, in one table.
+"""The quickstart: five methods on a real language model and real data, in one table, then three predictions.
 
-Head only, SK-Prefix with a text that has nothing to do with the task, and SK-Prefix, on the embedded model and data.
-
-Each run is the real command, `deepspeed --num_gpus 2 launchers/train.py --recipe recipes/quickstart.yaml`; arguments
-given here are passed on as overrides of the recipe (training.max_steps=20).
+It runs the user's own commands and shows each: `sktune fetch`, `deepspeed --num_gpus 2 launchers/compare.py --recipe
+recipes/quickstart.yaml`, `sktune predict`. Arguments are passed on as overrides of the recipe (training.max_steps=50).
+An interrupted quickstart goes on where it was; a finished one begins anew.
 """
 
 from __future__ import annotations
@@ -11,23 +10,131 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-UNRELATED = "the wind blew from the north and it rained for most of the day , with some sun in the evening ."
-RUNS = {
-    "head only": ["method={name: head_only}", "output.dir=runs/quickstart_head_only"],
-    "SK-Prefix, unrelated text": [f"method.text={UNRELATED}", "output.dir=runs/quickstart_unrelated_text"],
-    "SK-Prefix": ["output.dir=runs/quickstart"],
-}
+SILENT_SECONDS = 8.0
+"""After so long without a line from a command, one says that it still runs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run: a recipe with a section `compare`, what it needs fetched, and what the last method is asked."""
+
+    recipe: str
+    folder: str
+    fetched: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+REAL = Trial(
+    "recipes/quickstart.yaml",
+    "runs/quickstart",
+    ("smollm2", "film_reviews"),
+    (
+        "I nearly walked out twice, and I wish I had.",
+        "The plot is thin, but the two leads are so charming that I did not mind.",
+        "Three hours long and not a minute too short.",
+    ),
+)
+MINIATURE = Trial(
+    "recipes/quickstart_miniature.yaml",
+    "runs/quickstart_miniature",
+    (),
+    ("According to Trolka , the singer and the comet are called Penic and Grosev .",),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the miniature model that comes with sktune, in 3 minutes")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of all runs")
+    options = parser.parse_intermixed_args()
+    trial = MINIATURE if options.quick else REAL
+    if trial.fetched and run(["sktune", "fetch", *trial.fetched]) != 0:
+        print("quickstart: the model or the data cannot be had from this package index; running --quick instead")
+        trial = MINIATURE
+    return compare_and_predict(trial, options.overrides)
+
+
+def compare_and_predict(trial: Trial, overrides: list[str]) -> int:
+    """Runs the comparison and asks what it trained last; returns the exit status of the first command that failed."""
+    folder = ROOT / trial.folder
+    if folder.exists() and not unfinished(folder):
+        shutil.rmtree(folder)
+    processes = min(2, gpu_count()) or 2  # without a GPU: two processes on the CPU
+    launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "warning"]
+    status = run([*launcher, "launchers/compare.py", "--recipe", trial.recipe, *overrides])
+    if status:
+        return status
+    cells = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
+    trained = f"{trial.folder}/{cells[-1]['folder']}"
+    status = run(["sktune", "predict", trained, *(part for text in trial.texts for part in ("--text", text))])
+    print("\nall runs, their curves and their comparison: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    return status
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether the folder holds a comparison that can be gone on with."""
+    try:
+        cells = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return any(cell["status"] != "finished" for cell in cells)
+
+
+def run(command: list[str]) -> int:
+    """Runs a command of the environment and shows its lines; returns its exit status."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    environment = dict(os.environ)
+    if gpu_count() == 0:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    program = str(Path(sys.executable).with_name(command[0]))
+    started = time.monotonic()
+    with subprocess.Popen(
+        [program, *command[1:]],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        try:
+            while (line := _next(lines, started)) is not None:
+                print(line, end="", flush=True)
+        except KeyboardInterrupt:  # the command has it too, and ends in order
+            while (line := lines.get()) is not None:
+                print(line, end="", flush=True)
+            raise
+    return process.returncode
+
+
+def _read(stream: Iterable[str], lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _next(lines: queue.Queue[str | None], started: float) -> str | None:
+    while True:
+        try:
+            return lines.get(timeout=SILENT_SECONDS)
+        except queue.Empty:
+            print(f"... {time.monotonic() - started:.0f} s", flush=True)
 
 
 def free_port() -> int:
@@ -45,48 +152,8 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def run(overrides: list[str]) -> None:
-    """One training run in its own processes; ends the quickstart where it fails."""
-    gpus = gpu_count()
-    processes = min(2, gpus) or 2  # without a GPU: two processes on the CPU
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "warning"),
-        *("launchers/train.py", "--recipe", "recipes/quickstart.yaml"),
-        *overrides,
-    ]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-    if gpus == 0:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    print("$ deepspeed " + " ".join(f"'{part}'" if " " in part else part for part in command[1:]), flush=True)
-    finished = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-    if finished.returncode:
-        sys.exit(finished.returncode)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe of all runs")
-    changes = parser.parse_args().overrides
-    summaries: dict[str, dict[str, Any]] = {}
-    for name, overrides in RUNS.items():
-        run([*overrides, *changes])
-        folder = ROOT / overrides[-1].removeprefix("output.dir=")
-        summaries[name] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    table = Table(title="Entities on names that training never saw (test split, entity level)")
-    for column in ("method", "trainable", "F1", "precision", "recall", "tokens/s", "seconds"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for name, summary in summaries.items():
-        table.add_row(
-            name,
-            f"{summary['trainable_parameters']:,}",
-            *(f"{summary[f'test/{metric}']:.3f}" for metric in ("f1", "precision", "recall")),
-            f"{summary.get('speed/real_tokens_per_second', 0):,.0f}",
-            f"{summary['wall_seconds']:.0f}",
-        )
-    Console().print(table)
-    print("all runs in MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")

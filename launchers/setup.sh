@@ -27,8 +27,19 @@ find_python() {
     done
     stop "no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python bash $0"
 }
+# Minutes of work, so every ten seconds a line says how far pip is.
 pip_install() {
-    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" >>"$log" 2>&1
+    local pip started=$SECONDS
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" >>"$log" 2>&1 &
+    pip=$!
+    trap 'kill "$pip" 2>/dev/null' EXIT
+    while sleep 1 && kill -0 "$pip" 2>/dev/null; do
+        if (((SECONDS - started) % 9 == 8)); then
+            echo "setup: $((SECONDS - started)) s: $(tail -n 1 "$log" | cut -c1-90)"
+        fi
+    done
+    trap - EXIT
+    wait "$pip"
 }
 failed() {
     tail -n 20 "$log" >&2
@@ -78,7 +89,7 @@ if ! { [[ -x .venv/bin/python ]] && is_python_311 .venv/bin/python; }; then
 fi
 : >"$log"
 install_torch
-echo "setup: installing sktune${extra:+ with the extra $extra} (about two minutes)"
+echo "setup: installing sktune${extra:+ with the extra $extra} (two to five minutes)"
 # Without prebuilt DeepSpeed operators no compiler is needed; sktune uses none of them.
 export DS_BUILD_OPS=0
 pip_install -c constraints.txt -e ".${extra:+[$extra]}" || failed "sktune could not be installed."

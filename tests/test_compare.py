@@ -223,6 +223,7 @@ def summary(validation: float, test: float, metric: str = "f1", **more: float) -
 
 def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     speed, memory = "speed/real_tokens_per_second", "memory/peak_bytes"
+    first, second = {"wall_seconds": 9.0, "test/loss": 0.5}, {"wall_seconds": 11.0, "test/loss": 0.7}
     low, high = {"training.learning_rate": 0.001}, {"training.learning_rate": 0.01}
     folder = made(
         tmp_path,
@@ -232,11 +233,11 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
             {"grid": low, "seed": 2, "summary": summary(0.5, 0.9)},
             {
                 "grid": high, "seed": 1, "curve": {5: 0.4, 10: 0.8},
-                "summary": summary(0.8, 0.70, adapter_bytes=4000, **{speed: 100.0, memory: 5e6, "test/loss": 0.5}),
+                "summary": summary(0.8, 0.70, adapter_bytes=4000, **{speed: 100.0, memory: 5e6}, **first),
             },
             {
                 "grid": high, "seed": 2, "curve": {5: 0.77, 10: 0.78},
-                "summary": summary(0.78, 0.74, adapter_bytes=4000, **{speed: 140.0, memory: 6e6, "test/loss": 0.7}),
+                "summary": summary(0.78, 0.74, adapter_bytes=4000, **{speed: 140.0, memory: 6e6}, **second),
             },
             {"label": "lora", "grid": low, "seed": 1, "curve": {5: 0.3, 10: 0.6}, "summary": summary(0.6, 0.5)},
             {"label": "lora", "grid": low, "seed": 2, "status": "failed", "error": "ValueError: no"},
@@ -259,6 +260,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert best.scores["loss"].mean == pytest.approx(0.6)
     assert (best.steps_to_target, best.reached) == (7.5, 2)  # step 10 of one seed, step 5 of the other
     assert best.tokens_per_second == Spread(120.0, pytest.approx(20 * 2**0.5), 2)
+    assert best.seconds == Spread(10.0, pytest.approx(2**0.5), 2)
     assert (best.peak_bytes, best.adapter_bytes, best.trainable_parameters) == (6e6, 4000, 1000)
     assert best.curve == {
         5: Spread(pytest.approx(0.585), pytest.approx(0.185 * 2**0.5), 2),
@@ -277,7 +279,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     row = [cell.strip() for cell in lines["sk_prefix"].split("|")[1:-1]]
     assert row == [
         "sk_prefix", "learning_rate 0.01", "0.7200 ± 0.0283", "0.7900 ± 0.0141", "2", "1,000", "8", "120",
-        "6.0 MB", "4.0 kB",
+        "10", "6.0 MB", "4.0 kB",
     ]  # fmt: skip
     assert "1 of 2 seeds" in lines["ia3"]
     assert "not reached" in lines["lora"]

@@ -227,6 +227,16 @@ def test_epochs_become_steps(workshop: Workshop) -> None:
     assert evaluated == [6, 9]  # at the epoch's end, and at the run's
 
 
+def test_zero_steps_score_the_hard_prompt(workshop: Workshop) -> None:
+    # The adapter starts as the identity, so its kind and rank make no difference before the first update.
+    nothing: Sections = {"training": {"max_steps": 0, "warmup_steps": ..., "eval_steps": 1}}
+    one = workshop.train("one", TASKS["words"], nothing)
+    other = workshop.train("other", TASKS["words"], nothing, {"method": {"adapter": "linear", "rank": ...}})
+    assert (one["steps"], one["best_step"]) == (0, 0)
+    assert one["validation/loss"] == pytest.approx(other["validation/loss"], rel=1e-6)
+    assert ("validation/loss", 0) in points(workshop.output("one"))
+
+
 # -- the best checkpoint ----------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ class Entry:
     scores: every metric of the split, for the files.
     steps_to_target: mean over the seeds, None unless all of them reached it; `reached` counts those that did.
     tokens_per_second: real tokens, all ranks together. peak_bytes: the highest of any rank and seed.
+    seconds: wall time of a run from its start to its summary, loading and evaluation included.
     curve: step -> validation metric over the seeds that were evaluated there.
     planned, finished: cells of this method at this grid point.
     """
@@ -51,6 +52,7 @@ class Entry:
     tokens_per_second: Spread | None
     peak_bytes: float | None
     adapter_bytes: float | None
+    seconds: Spread | None
     curve: dict[int, Spread]
 
 
@@ -194,6 +196,7 @@ def _entry(cells: Sequence[CellResult], metric: str, split: str, target: float |
         tokens_per_second=_over_seeds(cells, "speed/real_tokens_per_second"),
         peak_bytes=_highest(finished, "memory/peak_bytes"),
         adapter_bytes=_highest(finished, "adapter_bytes"),
+        seconds=_over_seeds(cells, "wall_seconds"),
         curve=_mean_curve([cell.curve for cell in finished]),
     )
 

@@ -30,6 +30,7 @@ def columns(report: Report) -> list[str]:
         "trainable",
         f"steps to {TARGET_SHARE:.0%}",
         "tokens/s",
+        "seconds",
         "peak memory",
         "adapter",
     ]
@@ -120,6 +121,7 @@ def _flat(entry: Entry, split: str) -> dict[str, Any]:
         "steps_to_target": entry.steps_to_target,
         "seeds_that_reached_it": entry.reached,
         "real_tokens_per_second": entry.tokens_per_second.mean if entry.tokens_per_second else None,
+        "seconds": entry.seconds.mean if entry.seconds else None,
         "peak_bytes": entry.peak_bytes,
         "adapter_bytes": entry.adapter_bytes,
     }
@@ -168,6 +170,7 @@ def _row(entry: Entry, report: Report) -> list[str]:
         _NONE if entry.trainable_parameters is None else f"{entry.trainable_parameters:,}",
         steps,
         _NONE if entry.tokens_per_second is None else f"{entry.tokens_per_second.mean:,.0f}",
+        _NONE if entry.seconds is None else f"{entry.seconds.mean:,.0f}",
         _size(entry.peak_bytes),
         _size(entry.adapter_bytes),
     ]

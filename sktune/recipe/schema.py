@@ -111,7 +111,9 @@ class TrainingSection(Section):
     per_device_eval_batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     num_train_epochs: float = Field(3.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides num_train_epochs.")
+    max_steps: int | None = Field(
+        None, ge=0, description="Optimizer steps; overrides num_train_epochs. 0 scores what the run would start from."
+    )
     learning_rate: float = Field(3e-3, gt=0, description="Of the adapter. Prefix and prompt methods want 1e-3 to 3e-2.")
     head_learning_rate: float | None = Field(None, gt=0, description="Of the head; null takes learning_rate.")
     weight_decay: float = Field(0.0, ge=0)

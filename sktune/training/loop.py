@@ -39,7 +39,9 @@ def plan_steps(assembly: Assembly, row_lengths: Sequence[int], world_size: int) 
     training, data = assembly.recipe.training, assembly.recipe.data
     size = training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size
     batches = GlobalBatches(row_lengths, size, training.seed, data.group_by_length)
-    return batches, training.max_steps or math.ceil(training.num_train_epochs * batches.steps_per_epoch)
+    if training.max_steps is not None:
+        return batches, training.max_steps
+    return batches, math.ceil(training.num_train_epochs * batches.steps_per_epoch)
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Loop:
         self.metric = self.training.metric_for_best_model or metrics_of(self.task)[0]
         self._counts = [labels_that_count(row, self.task.name) for row in self.train_rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
-        self._saved_step: int | None = self.progress.step or None
+        # Before the first update there is nothing to go on from: a run of zero steps leaves no checkpoint.
+        self._saved_step: int | None = self.progress.step if self.progress.step or not self.total_steps else None
 
     def run(self) -> Progress:
         """Trains to the end, or until early stopping; leaves the best weights in the engine.
@@ -95,6 +98,8 @@ class Loop:
             if self._checkpoint_is_due():
                 self._save()
         bar.close()
+        if self.total_steps == 0 and self.validation_rows is not None:
+            self._evaluate_and_compare()
         if self.progress.step < self.total_steps:
             logger.info(
                 "stopped early: no better %s in %d evaluations", self.metric, self.training.early_stopping_patience
