@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +20,11 @@ COMPARISONS = sorted(
     path for path in (ROOT / "recipes" / "compare").glob("*.yaml") if path.stem not in ("base", "miniature")
 )
 PARTS = sorted((ROOT / "recipes" / "parts").glob("*/*.yaml"))
+_spec = importlib.util.spec_from_file_location("shipped_recipes", ROOT / "benchmarks" / "shipped_recipes.py")
+assert _spec is not None
+assert _spec.loader is not None
+shipped_recipes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shipped_recipes)
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
@@ -31,7 +38,7 @@ def header(path: Path) -> dict[str, str]:
     parts: dict[str, str] = {}
     name = "Title"
     for line in lines:
-        if match := re.match(r"(Purpose|Hardware|Launch|Override|Local):\s+(.*)", line):
+        if match := re.match(r"(Purpose|Hardware|Data|Launch|Score|Override|Local):\s+(.*)", line):
             name, line = match.groups()
         parts[name] = f"{parts.get(name, '')}\n{line}".strip()
     return parts
@@ -94,6 +101,14 @@ def test_the_overrides_it_shows_are_accepted(path: Path) -> None:
 @each_recipe
 def test_every_run_has_a_folder_and_name_of_its_own(path: Path) -> None:
     assert load_recipe(path).output.dir == f"runs/{path.stem}"
+
+
+def test_scores_in_headers_are_those_of_the_committed_benchmark() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "shipped_recipes.json").read_text(encoding="utf-8"))
+    real = [path for path in RECIPES if path.stem.startswith("smollm2_")]
+    assert {path.stem for path in real} == set(result["recipes"])
+    for path in real:
+        assert header(path)["Score"] == shipped_recipes.score_line(result["recipes"][path.stem])
 
 
 def test_the_recipes_cover_methods_widths_and_tasks() -> None:
