@@ -78,8 +78,8 @@ def score_line(result: dict[str, Any]) -> str:
     value, minutes = result[metric], result["wall_seconds"] / 60
     shown = f"{value:.1f}" if metric == "test/perplexity" else f"{value:.3f}"
     return (
-        f"test {names.get(metric, 'perplexity')} {shown} after {result['steps']} steps, {minutes:.0f} minutes on two CPU "
-        "cores (one seed)"
+        f"test {names.get(metric, 'perplexity')} {shown} after {result['steps']} steps, {minutes:.0f} minutes "
+        "on two CPU cores (one seed)"
     )
 
 
