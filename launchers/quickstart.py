@@ -39,7 +39,7 @@ class Trial:
 
 REAL = Trial(
     "recipes/quickstart.yaml",
-    "runs/quickstart",
+    "runs/compare/quickstart",
     ("smollm2", "film_reviews"),
     (
         "I nearly walked out twice, and I wish I had.",
@@ -49,7 +49,7 @@ REAL = Trial(
 )
 MINIATURE = Trial(
     "recipes/quickstart_miniature.yaml",
-    "runs/quickstart_miniature",
+    "runs/compare/quickstart_miniature",
     (),
     ("According to Trolka , the singer and the comet are called Penic and Grosev .",),
 )
@@ -74,7 +74,7 @@ def compare_and_predict(trial: Trial, overrides: list[str]) -> int:
         shutil.rmtree(folder)
     processes = min(2, gpu_count()) or 2  # without a GPU: two processes on the CPU
     launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "warning"]
-    status = run([*launcher, "launchers/compare.py", "--recipe", trial.recipe, *overrides])
+    status = run([*launcher, "launchers/compare.py", "--recipe", trial.recipe, "--output", trial.folder, *overrides])
     if status:
         return status
     cells = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
