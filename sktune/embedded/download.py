@@ -108,6 +108,8 @@ def _reason(archive: Archive, log: str) -> str:
             f"{what}: the package index that pip is configured with does not have it. Point pip at an index or folder "
             "that has (PIP_INDEX_URL, PIP_FIND_LINKS); `pip config list` shows what is set"
         )
+    if re.search(r"(Cannot import|No module named) '?setuptools", log):
+        return f"{what}: pip needs setuptools for it; install it: {sys.executable} -m pip install setuptools"
     said = [line.strip() for line in log.splitlines() if re.match(r"\s*(ERROR|error)", line)]
     # A password may stand in the address of an index.
     last = re.sub(r"//[^/@\s]+@", "//***@", said[-1]) if said else "it says nothing"

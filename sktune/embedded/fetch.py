@@ -91,6 +91,8 @@ def _bring(archive: Archive) -> None:
                 if archive.convert is not None:
                     archive.convert(contents)
                 contents.rename(folder)
+    except BrokenPipeError:  # of a printed line, not of the cache
+        raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space there" if full else "see to it that the folder can be written"
