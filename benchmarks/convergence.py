@@ -6,9 +6,10 @@ FOLDER holds polarity/ and snli/ (JSON lines), wnut17/ and ncbi_disease/ (two-co
 models/stories260K/; the encoder is `embedded:minilm` (`sktune fetch minilm`). A study is a recipe of
 recipes/compare/: every method there at each rate of the recipe's grid with one seed, then at its best one by validation
 with two more; the same steps, batches and data for all. It is `sktune compare` and nothing else: a study that was
-stopped goes on from the cell it was in (--work keeps it). Results go to benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has
-finished. A cell of the encoder takes 40 to 65 seconds on one core, one of the small models about half a minute: some
-three hours for the whole on two cores, reckoned from that.
+stopped goes on from the cell it was in (--work keeps it). Results go to
+benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has finished. A
+cell of the encoder takes 40 to 65 seconds on one core, one of the small models about half a minute: some three hours
+for the whole on two cores, reckoned from that.
 
 --full takes five times the steps, whole test sets, six rates and five seeds.
 """
