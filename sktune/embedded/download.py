@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def download(archive: Archive, folder: Path) -> Path:
         ValueError: where it could not be had, with the reason and what to do.
         KeyboardInterrupt: pip is stopped first.
     """
-    requirement, target, log = folder / "requirements.txt", folder / "download", folder / "pip.log"
+    requirement, target = folder / "requirements.txt", folder / "download"
     requirement.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
     kind = "--no-binary" if archive.source else "--only-binary"
     command = [
@@ -47,7 +48,7 @@ def download(archive: Archive, folder: Path) -> Path:
         *(kind, archive.project, "--dest", str(target)),
     ]
     environment = {**os.environ, "TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LC_ALL": "C"}
-    with log.open("wb") as output:
+    with tempfile.TemporaryFile() as output:  # on another disk, as a rule: the cache's may be full
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
@@ -57,9 +58,11 @@ def download(archive: Archive, folder: Path) -> Path:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        output.seek(0)
+        log = output.read().decode("utf-8", errors="replace")
     files = list(target.iterdir()) if target.is_dir() else []
     if process.returncode or len(files) != 1:
-        raise ValueError(_reason(archive, log.read_text(encoding="utf-8", errors="replace")))
+        raise ValueError(_reason(archive, log))
     with files[0].open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != archive.sha256:

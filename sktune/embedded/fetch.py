@@ -84,6 +84,7 @@ def _bring(archive: Archive) -> None:
             for left in folder.parent.glob(f"{mark}*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=mark, dir=folder.parent) as temporary:
+                _check_space(archive, folder.parent)
                 downloading, contents = Path(temporary, "pip"), Path(temporary, "contents")
                 downloading.mkdir()
                 contents.mkdir()
@@ -100,6 +101,17 @@ def _bring(archive: Archive) -> None:
             f"{archive.project}: cannot write to the cache {folder.parent}: {error.strerror or error}; {cure}, or set "
             "SKTUNE_CACHE to another folder"
         ) from error
+
+
+def _check_space(archive: Archive, folder: Path) -> None:
+    # pip keeps up to three copies of what it downloads while it runs, and one is left when it is unpacked.
+    needed = max(3 * archive.download_bytes, archive.download_bytes + archive.unpacked_limit)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{archive.project}: fetching takes {needed / _MEGABYTE:,.0f} MB for a while, and the disk of the cache "
+            f"{folder} has {free / _MEGABYTE:,.0f} MB free; free some, or set SKTUNE_CACHE to a folder on another disk"
+        )
 
 
 def _locked(path: Path, archive: Archive) -> AcquireReturnProxy:
