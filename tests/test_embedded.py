@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sktune.embedded import FOLDERS, ROOT, is_embedded, pairs, resolve, reviews
+from sktune.embedded import is_embedded, pairs, resolve, reviews
 from sktune.embedded.build import build
+from sktune.embedded.catalog import SHIPPED
 from sktune.embedded.corpus import documents
 from sktune.embedded.datasets import SIZES, write_datasets
 from sktune.embedded.lexicon import GENERIC
@@ -53,16 +54,16 @@ def test_documents_depend_on_the_seed_alone():
 
 
 def test_shipped_files_are_what_the_generator_writes(tmp_path: Path):
-    seed = json.loads((ROOT / "build.json").read_text())["seed"]
+    seed = json.loads((SHIPPED / "build.json").read_text())["seed"]
     write_datasets(tmp_path, seed)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert len(written) == 9
     for path, content in written.items():
-        assert (ROOT / "data" / path).read_bytes() == content, path
+        assert (SHIPPED / "data" / path).read_bytes() == content, path
 
 
 def test_names_of_evaluation_files_are_held_out():
-    names = {split: name_words(read_conll(FOLDERS["newswire"] / f"{split}.conll")) for split in SIZES}
+    names = {split: name_words(read_conll(resolve("embedded:newswire") / f"{split}.conll")) for split in SIZES}
     assert all(len(words) > 200 for words in names.values())
     assert not names["train"] & names["validation"]
     assert not (names["train"] | names["validation"]) & names["test"]
@@ -73,7 +74,7 @@ def test_names_of_evaluation_files_are_held_out():
 
 @pytest.mark.parametrize("split", SIZES)
 def test_newswire_is_valid_iob2(split: str):
-    sentences = read_conll(FOLDERS["newswire"] / f"{split}.conll")
+    sentences = read_conll(resolve("embedded:newswire") / f"{split}.conll")
     assert len(sentences) == SIZES[split]
     allowed = {"O"} | {f"{mark}-{kind}" for mark in "BI" for kind in ENTITY_TYPES}
     for words, tags in sentences:
@@ -93,7 +94,7 @@ def test_newswire_is_valid_iob2(split: str):
 )
 def test_sentence_files_parse(name: str, columns: set[str], labels: tuple[str, ...]):
     for split, size in SIZES.items():
-        rows = [json.loads(line) for line in (FOLDERS[name] / f"{split}.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (resolve(f"embedded:{name}") / f"{split}.jsonl").read_text().splitlines()]
         assert len(rows) == size
         assert all(set(row) == columns for row in rows)
         counts = [sum(row["label"] == label for row in rows) for label in labels]
@@ -105,7 +106,7 @@ def test_model_is_small_and_its_widths_fit_four_bit_blocks(model):
     assert 1e6 < model.num_parameters() < 3e6
     assert model.config.hidden_size % 64 == 0
     assert model.config.intermediate_size % 64 == 0
-    assert (FOLDERS["llama"] / "model.safetensors").stat().st_size < 8e6
+    assert (resolve("embedded:llama") / "model.safetensors").stat().st_size < 8e6
 
 
 def test_tokenizer_adds_bos_pads_and_round_trips(tokenizer):
@@ -118,7 +119,7 @@ def test_tokenizer_adds_bos_pads_and_round_trips(tokenizer):
 
 def test_tokenizer_agrees_with_sentencepiece_and_with_words(tokenizer):
     sentencepiece = pytest.importorskip("sentencepiece")
-    original = sentencepiece.SentencePieceProcessor(model_file=str(FOLDERS["llama"] / "tokenizer.model"))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(resolve("embedded:llama") / "tokenizer.model"))
     for text in islice(documents(9), 300):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == original.encode(text)
@@ -129,7 +130,7 @@ def test_tokenizer_agrees_with_sentencepiece_and_with_words(tokenizer):
 
 @torch.no_grad()
 def test_model_predicts_unseen_text_and_types_held_out_names(model, tokenizer):
-    words, _ = read_conll(FOLDERS["newswire"] / "test.conll")[0]
+    words, _ = read_conll(resolve("embedded:newswire") / "test.conll")[0]
     ids = tokenizer(" ".join(words), return_tensors="pt")["input_ids"]
     assert model(input_ids=ids, labels=ids).loss.item() < 0.6 * math.log(len(tokenizer))
     prompt = "recognize the people , organisations , places and miscellaneous names in the text :"

@@ -557,6 +557,11 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "data.path",
         changed({"data": {"path": "some/news"}}),
     ),
+    "embedded_ratings_are_numbers": (
+        changed(SENTENCES, {"data": {"path": "embedded:film_reviews/ratings"}}),
+        "data.path",
+        changed({"task": {"name": "regression"}, "data": {"path": "embedded:film_reviews/ratings"}}),
+    ),
     "embedded_data_have_no_configuration": (
         changed({"data": {"name": "en"}}),
         "data.name",
@@ -697,6 +702,20 @@ def test_rule(rule: str) -> None:
     assert set(problems) == {field}
     assert "cure: " in problems[field]
     parse_recipe(right)
+
+
+def test_embedded_data_are_no_model_and_labels_are_no_numbers() -> None:
+    """None of these names was fetched: a recipe with them is valid all the same."""
+    assert "is data" not in problems_of(changed({"model": {"name_or_path": "embedded:smol"}}))["model.name_or_path"]
+    wrong = changed({"model": {"name_or_path": "embedded:tweets", "tokenizer": "embedded:editorials"}})
+    problems = problems_of(wrong)
+    assert "is data (tweets: positive or negative), no model" in problems["model.name_or_path"]
+    assert "embedded:smollm2, embedded:minilm" in problems["model.tokenizer"]
+    assert "is a model" in problems_of(changed({"data": {"path": "embedded:minilm"}}))["data.path"]
+    labels = changed({"task": {"name": "regression"}, "data": {"path": "embedded:tweets"}})
+    assert "embedded:tweets/ratings" in problems_of(labels)["data.path"]
+    right = {"model": {"name_or_path": "embedded:smollm2"}, "data": {"path": "embedded:tweets"}}
+    parse_recipe(changed(SENTENCES, right))
 
 
 def test_causal_lm_without_any_target_or_anything_to_train() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sktune.embedded import check_fetched
 from sktune.process import join_ranks, leave, prepare_process
 
 COMPARE_EXAMPLES = """examples:
@@ -94,6 +95,7 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
     chosen = [part.strip() for part in (options.methods or "").split(",") if part.strip()]
     cells, refused, base = plan_cells(Path(recipe), overrides, options.output, chosen)
     own = base.recipe
+    check_fetched(own.model.name_or_path, own.model.tokenizer, own.data.path)
     folder = options.output or Path(own.output.dir)
     if refused:
         message = refusal_message(refused)

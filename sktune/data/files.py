@@ -24,7 +24,7 @@ def local_folder(data: DataSection) -> Path | None:
         ValueError: for a path that must be local and is no folder.
     """
     if is_embedded(data.path):
-        return resolve(data.path)
+        return resolve(data.path, "data")
     folder = Path(data.path).expanduser()
     if data.format == "hub":
         return None

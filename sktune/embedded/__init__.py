@@ -1,41 +1,68 @@
-"""The embedded default: a small pretrained LLaMA and small data sets, so that a recipe runs without a hub."""
+"""Models and data by name: a miniature that comes with sktune, and real ones that `sktune fetch` brings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PREFIX = "embedded:"
-ROOT = Path(__file__).parent
-FOLDERS = {
-    "llama": ROOT / "model",
-    "newswire": ROOT / "data" / "newswire",
-    "sentiment": ROOT / "data" / "sentiment",
-    "entailment": ROOT / "data" / "entailment",
-}
+from sktune.embedded.catalog import CATALOG, PREFIX, Kind
+
+_FIELDS: dict[Kind, str] = {"model": "model.name_or_path", "data": "data.path"}
 
 
 def is_embedded(name: str) -> bool:
-    """True where a recipe's model or data name speaks of something shipped with the package."""
+    """True where a recipe's model or data name is one of the catalog's."""
     return name.startswith(PREFIX)
 
 
-def resolve(name: str) -> Path:
-    """The folder behind an `embedded:...` name.
+def resolve(name: str, kind: Kind | None = None) -> Path:
+    """The folder behind an `embedded:...` name; of a model that is one file, that file.
+
+    Args:
+        name: with its prefix.
+        kind: what it must be; None for either.
 
     Raises:
-        ValueError: the name is none of the shipped ones, or its folder is missing from the installation.
+        ValueError: where there is no such name, or it was not fetched, or is missing from the installation.
     """
-    allowed = ", ".join(PREFIX + key for key in FOLDERS)
-    folder = FOLDERS.get(name.removeprefix(PREFIX)) if is_embedded(name) else None
-    if folder is None:
-        raise ValueError(f"{name!r} is not an embedded model or data set; allowed: {allowed}")
-    if not folder.is_dir():
-        raise ValueError(
-            f"{name!r} should be in {folder}, which does not exist; rebuild it with `python -m sktune.embedded.build`"
-        )
-    return folder
+    allowed = [PREFIX + key for key, item in CATALOG.items() if kind in (None, item.kind)]
+    if name not in allowed:
+        raise ValueError(f"{name!r} names no embedded {kind or 'model or data'}; allowed: {', '.join(allowed)}")
+    item = CATALOG[name.removeprefix(PREFIX)]
+    if not item.path.exists():
+        if item.archive is None:
+            cure = "rebuild it with `python -m sktune.embedded.build`"
+            raise ValueError(f"{name!r} should be in {item.path}, which does not exist; {cure}")
+        raise ValueError(f"{_FIELDS[item.kind]}: {_not_fetched([name])}")
+    return item.path
 
 
 def model_location(name: str) -> str:
-    """A folder for `embedded:` names; hub ids and folders as they are."""
-    return str(resolve(name)) if is_embedded(name) else name
+    """The folder or file of an `embedded:` model; hub ids and folders as they are.
+
+    Raises:
+        ValueError: see `resolve`.
+    """
+    return str(resolve(name, "model")) if is_embedded(name) else name
+
+
+def check_fetched(*names: str | None) -> None:
+    """Checks at once that all `embedded:` names among those of a recipe are on this machine.
+
+    Raises:
+        ValueError: with the one command that fetches those which are not.
+    """
+    absent = [
+        name
+        for name in dict.fromkeys(names)
+        if name is not None
+        and is_embedded(name)
+        and (item := CATALOG.get(name.removeprefix(PREFIX))) is not None
+        and not item.path.exists()
+    ]
+    if absent:
+        raise ValueError(_not_fetched(absent))
+
+
+def _not_fetched(names: list[str]) -> str:
+    verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return f"{' and '.join(names)} {verb} not on this machine; fetch {them} with `sktune fetch {' '.join(names)}`"

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from sktune.embedded import ROOT
+from sktune.embedded.catalog import SHIPPED
 from sktune.embedded.corpus import documents
 from sktune.embedded.datasets import SIZES, write_datasets
 from sktune.embedded.names import Split
@@ -87,7 +87,7 @@ def _sha256(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m sktune.embedded.build", description=__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT, help="default: the package itself")
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="default: the package itself")
     parser.add_argument("--steps", type=int, default=SCHEDULE.steps, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ class ModelSection(Section):
 
     name_or_path: str = Field(
         min_length=1,
-        description="Hub id, local folder of safetensors, or `embedded:llama` for the shipped miniature.",
+        description="Hub id, local folder of safetensors, or an `embedded:` model of `sktune fetch --list`.",
     )
     tokenizer: str | None = Field(None, description="Hub id or folder, where it differs from the model's.")
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch).")
@@ -73,7 +73,7 @@ class DataSection(Section):
 
     path: str = Field(
         min_length=1,
-        description="Hub id, local folder, or `embedded:newswire`, `embedded:sentiment`, `embedded:entailment`.",
+        description="Hub id, local folder, or `embedded:` data of `sktune fetch --list`.",
     )
     name: str | None = Field(None, description="Configuration of the hub dataset (glue: sst2).")
     revision: str | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.embedded import FOLDERS, PREFIX
+from sktune.embedded import PREFIX
+from sktune.embedded.catalog import CATALOG, names_of
 from sktune.recipe.errors import Problem
-from sktune.recipe.rules.embedded_names import unknown_embedded
+from sktune.recipe.rules.embedded_names import embedded_names_exist
 from sktune.recipe.rules.idle import idle
 from sktune.recipe.schema import DataSection, TaskSection
 
@@ -92,14 +93,28 @@ def sample_limits_need_their_split(data: DataSection) -> Iterator[Problem]:
 
 
 def embedded_data_exist(data: DataSection) -> Iterator[Problem]:
-    known = [PREFIX + name for name in FOLDERS if name != "llama"]
-    if data.path.startswith(PREFIX) and data.path not in known:
-        yield unknown_embedded("data.path", data.path, known)
+    yield from embedded_names_exist("data.path", data.path, "data")
+
+
+def embedded_ratings_are_numbers(task: TaskSection, data: DataSection) -> Iterator[Problem]:
+    item = CATALOG.get(data.path.removeprefix(PREFIX)) if data.path.startswith(PREFIX) else None
+    if item is None or item.kind != "data" or item.holds_numbers == (task.name == "regression"):
+        return
+    allowed = ", ".join(name for name in names_of("data") if CATALOG[name.removeprefix(PREFIX)].holds_numbers)
+    if item.holds_numbers:
+        message, cure = (
+            f"holds numbers, not what {task.name} reads",
+            "set task.name: regression, or leave out /ratings.",
+        )
+        yield Problem("data.path", message, f"{allowed}: with task.name regression", cure)
+    else:
+        message, cure = "holds labels, no numbers for a regression", "use one of those, or another task."
+        yield Problem("data.path", message, allowed, cure)
 
 
 def embedded_data_have_no_configuration(data: DataSection) -> Iterator[Problem]:
     if data.path.startswith(PREFIX):
-        why = "embedded data come with sktune itself"
+        why = "embedded data are one fixed version"
         yield from idle("data", data, ("name", "revision"), why, "name a hub dataset in data.path.")
 
 
@@ -115,5 +130,6 @@ RULES = (
     conll_columns_need_conll,
     sample_limits_need_their_split,
     embedded_data_exist,
+    embedded_ratings_are_numbers,
     embedded_data_have_no_configuration,
 )

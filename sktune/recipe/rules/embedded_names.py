@@ -1,15 +1,27 @@
-"""Names of models and data that come with sktune itself."""
+"""`embedded:` names of models and data."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator
 
+from sktune.embedded import PREFIX
+from sktune.embedded.catalog import CATALOG, Kind, names_of, nearest
 from sktune.recipe.errors import Problem
 
 
-def unknown_embedded(field: str, name: str, known: Sequence[str]) -> Problem:
-    """The problem of an `embedded:` name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    cure = f"did you mean {near[0]}?" if near else "use one of those, a hub id, or a local folder."
-    return Problem(field, "nothing of this name comes with sktune", ", ".join(known), cure)
+def embedded_names_exist(field: str, name: str, kind: Kind) -> Iterator[Problem]:
+    """The problem of an `embedded:` name that does not exist or is no such thing, with the nearest one that fits.
+
+    Whether it was fetched is not looked at: a recipe can be checked anywhere.
+    """
+    known = names_of(kind)
+    if not name.startswith(PREFIX) or name in known:
+        return
+    other = CATALOG.get(name.removeprefix(PREFIX))
+    if other is None:
+        message = "sktune knows nothing of this name"
+    else:
+        message = f"is {'a model' if other.kind == 'model' else 'data'} ({other.about}), no {kind}"
+    near = nearest(name, known) if other is None else None
+    cure = f"did you mean {near}?" if near else "use one of those, a hub id, or a local folder."
+    yield Problem(field, message, ", ".join(known), cure)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sktune.embedded import PREFIX
 from sktune.recipe.errors import Problem
-from sktune.recipe.rules.embedded_names import unknown_embedded
+from sktune.recipe.rules.embedded_names import embedded_names_exist
 from sktune.recipe.rules.idle import idle
 from sktune.recipe.schema import ModelSection, QuantizationSection
 
@@ -62,14 +62,14 @@ def flash_attention_needs_16_bits(model: ModelSection) -> Iterator[Problem]:
 
 
 def embedded_model_exists(model: ModelSection) -> Iterator[Problem]:
-    known = [PREFIX + "llama"]
-    if model.name_or_path.startswith(PREFIX) and model.name_or_path not in known:
-        yield unknown_embedded("model.name_or_path", model.name_or_path, known)
+    yield from embedded_names_exist("model.name_or_path", model.name_or_path, "model")
+    if model.tokenizer is not None:
+        yield from embedded_names_exist("model.tokenizer", model.tokenizer, "model")
 
 
 def embedded_models_have_no_revision(model: ModelSection) -> Iterator[Problem]:
     if model.name_or_path.startswith(PREFIX):
-        why = "an embedded model comes with sktune itself"
+        why = "an embedded model is one fixed version"
         yield from idle("model", model, ("revision",), why, "name a hub id in model.name_or_path.")
 
 
