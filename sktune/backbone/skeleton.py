@@ -23,7 +23,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
 from sktune.backbone import architecture
-from sktune.backbone.checkpoint_files import not_loadable
+from sktune.backbone.gguf import read_gguf_config
+from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
 from sktune.recipe.schema import ModelSection, QuantizationSection
@@ -35,6 +36,9 @@ def read_config(model: ModelSection) -> PretrainedConfig:
     Raises:
         ValueError: where there is none, or sktune cannot tune such a model, or its weights are already quantized.
     """
+    gguf = find_gguf(model.name_or_path, model.gguf_file, model.revision)
+    if gguf is not None:
+        return read_gguf_config(gguf)
     location = model_location(model.name_or_path)
     try:
         config = AutoConfig.from_pretrained(

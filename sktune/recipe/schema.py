@@ -19,7 +19,11 @@ class ModelSection(Section):
 
     name_or_path: str = Field(
         min_length=1,
-        description="Hub id, local folder of safetensors, or `embedded:llama` for the shipped miniature.",
+        description="Hub id, local folder of safetensors, `.gguf` file, or `embedded:llama` for the shipped miniature.",
+    )
+    gguf_file: str | None = Field(
+        None,
+        description="GGUF file inside the folder or hub repository: the model's weights, configuration and tokenizer.",
     )
     tokenizer: str | None = Field(None, description="Hub id or folder, where it differs from the model's.")
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch).")
