@@ -105,8 +105,8 @@ def _understood_header(path: Path, field: str = "model.name_or_path") -> Header:
         )
     elif architecture not in ARCHITECTURES or kind != "model":
         why = (
-            f"holds a {kind} of the architecture {architecture!r}, which is not understood as GGUF; understood: models "
-            f"of {', '.join(ARCHITECTURES)}. Give the folder of safetensors it was made from"
+            f"is of the type {kind!r} and the architecture {architecture!r}, which is not understood as GGUF; 'model' "
+            f"and {', '.join(ARCHITECTURES)} are. Give the folder of safetensors it was made from"
         )
     elif fields.get(f"{architecture}.expert_count", 0):
         why = "holds a mixture of experts, which is not understood; give a dense model"

@@ -59,13 +59,15 @@ def read_header(path: Path) -> Header:
             recipe's field, which the caller knows.
     """
     try:
+        size = path.stat().st_size
+        if size == 0:
+            raise _damaged(path, "it is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             header = _Reader(path, content).header()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
     except (KeyError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise _damaged(path, f"its header is not whole: {error!r}") from error
-    size = path.stat().st_size
     for name, tensor in header.tensors.items():
         if tensor.start + tensor.nbytes > size:
             raise _damaged(path, f"tensor {name} ends at byte {tensor.start + tensor.nbytes} and the file at {size}")
