@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -251,6 +252,23 @@ def test_a_folder_of_safetensors_stays_one_beside_a_gguf_file(tmp_path: Path) ->
     exact.save_pretrained(path.parent)
     assert torch.equal(load(path.parent).norm.weight, exact.model.norm.weight)
     assert torch.equal(load(path.parent).embed_tokens.weight, exact.model.embed_tokens.weight)
+
+
+def test_a_file_of_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache, offline; a branch names a commit."""
+    repository = tmp_path / "models--someone--tiny-GGUF"
+    path = write(repository / "snapshots" / "0123abcd" / "m.gguf", random_tensors("llama", Kind.Q8_0))
+    for reference in ("main", "v1"):
+        (repository / "refs" / reference).parent.mkdir(exist_ok=True)
+        (repository / "refs" / reference).write_text("0123abcd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    expected = stock(path, language_model=False)
+    assert_same(load("someone/tiny-GGUF", gguf_file="m.gguf"), expected)
+    assert_same(load("someone/tiny-GGUF", gguf_file="m.gguf", revision="v1"), expected)
+    assert load_tokenizer(ModelSection(name_or_path="someone/tiny-GGUF", gguf_file="m.gguf"))("a")["input_ids"]
+    with pytest.raises(ValueError, match=r"^model\.name_or_path: 'someone/tiny-GGUF' cannot be loaded"):
+        load("someone/tiny-GGUF", gguf_file="other.gguf")
 
 
 # -- configuration and tokenizer --
