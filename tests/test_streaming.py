@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, HEADS, PAD, VOCABULARY_SIZE, WIDTH, tiny_network
 from torch import nn
 
-from sktune.backbone import checkpoint_files, load_backbone, streaming
+from sktune.backbone import load_backbone, streaming, weights
 from sktune.backbone.placement import OneProcess
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit
 from sktune.backbone.skeleton import build_skeleton, read_config
@@ -878,7 +878,7 @@ class CountingSlice:
 @contextmanager
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], list[Path]]]:
     CountingFile.read, CountingFile.opened = Counter(), []
-    monkeypatch.setattr(checkpoint_files, "safe_open", CountingFile)
+    monkeypatch.setattr(weights, "safe_open", CountingFile)
     yield CountingFile.read, CountingFile.opened
 
 

@@ -7,9 +7,11 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from sktune.backbone.frozen import Backbone
+from sktune.backbone.gguf import load_gguf_tokenizer
+from sktune.backbone.model_files import find_gguf
 from sktune.backbone.placement import OneProcess, Placement
 from sktune.backbone.skeleton import build_skeleton, model_class, read_config
 from sktune.backbone.streaming import stream_weights
@@ -27,20 +29,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """
     name = model.tokenizer or model.name_or_path
     field = "model.tokenizer" if model.tokenizer else "model.name_or_path"
-    folder = Path(model_location(name))
-    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-        # AutoTokenizer would read it, but lose the mark of the first word (transformers 5.23).
-        raise ValueError(
-            f"{field}: {name!r} has a tokenizer.model and no tokenizer.json; write it once with "
-            f"`transformers.LlamaTokenizer.from_pretrained({name!r}, add_bos_token=True).save_pretrained({name!r})`"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_location(name), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{field}: no tokenizer could be loaded from {name!r}: {first_line}") from error
+    tokenizer = _read_tokenizer(model, name, field)
     if not tokenizer.is_fast:
         raise ValueError(
             f"{field}: {name!r} has only a slow tokenizer, which cannot align words and tokens; "
@@ -49,6 +38,25 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _read_tokenizer(model: ModelSection, name: str, field: str) -> PreTrainedTokenizerBase:
+    folder = Path(model_location(name))
+    has_file = (folder / "tokenizer.json").is_file()
+    if not (model.tokenizer and has_file):
+        gguf = find_gguf(name, None if model.tokenizer else model.gguf_file, model.revision, field=field)
+        if gguf is not None:
+            return load_gguf_tokenizer(gguf, field)
+    try:
+        if (folder / "tokenizer.model").is_file() and not has_file:
+            # AutoTokenizer would read it, but lose the mark of the first word (transformers 5.23).
+            return LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+        return AutoTokenizer.from_pretrained(
+            str(folder), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{field}: no tokenizer could be loaded from {name!r}: {first_line}") from error
 
 
 def choose_attention(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 
 from sktune.backbone import architecture
-from sktune.backbone.checkpoint_files import not_loadable
+from sktune.backbone.gguf import read_gguf_config
+from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
 from sktune.recipe.schema import ModelSection, QuantizationSection
@@ -35,6 +37,9 @@ def read_config(model: ModelSection) -> PretrainedConfig:
     Raises:
         ValueError: where there is none, or sktune cannot tune such a model, or its weights are already quantized.
     """
+    gguf = find_gguf(model.name_or_path, model.gguf_file, model.revision)
+    if gguf is not None:
+        return read_gguf_config(gguf)
     location = model_location(model.name_or_path)
     try:
         config = AutoConfig.from_pretrained(
@@ -44,14 +49,25 @@ def read_config(model: ModelSection) -> PretrainedConfig:
             raise TypeError(f"{config.model_type} is an encoder-decoder")
     except Exception as error:
         raise ValueError(not_loadable(model.name_or_path, error)) from error
-    done = getattr(config, "quantization_config", None)
-    if done is not None:
-        method = done.get("quant_method") if isinstance(done, dict) else getattr(done, "quant_method", None)
+    method = _quantized_by(config, Path(location))
+    if method is not None:
         raise ValueError(
-            f"model.name_or_path: the weights of {model.name_or_path!r} are already quantized ({method or 'unknown'}); "
+            f"model.name_or_path: the weights of {model.name_or_path!r} are already quantized ({method}); "
             "give the original 16- or 32-bit weights, and set quantization.load_in_4bit or load_in_8bit"
         )
     return config
+
+
+_QUANTIZED_BY = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""Files that quantizing tools write beside a config.json that does not say so."""
+
+
+def _quantized_by(config: PretrainedConfig, folder: Path) -> str | None:
+    said = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if said is not None:
+        method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+        return str(getattr(method, "value", method) or "unknown")
+    return next((method for file, method in _QUANTIZED_BY.items() if (folder / file).is_file()), None)
 
 
 def model_class(model: ModelSection, config: PretrainedConfig, language_model: bool) -> Any:

@@ -13,10 +13,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from sktune.backbone.checkpoint_files import Checkpoint, find_weights
 from sktune.backbone.placement import Placement
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
+from sktune.backbone.weights import open_weights
 from sktune.recipe.schema import ModelSection
 
 CHUNK_ELEMENTS = 2**20
@@ -77,7 +77,7 @@ class _Reader:
     """The rank that reads: gives each tensor once, on the device, cast or packed."""
 
     def __init__(self, network: PreTrainedModel, model: ModelSection, device: torch.device) -> None:
-        self.checkpoint = Checkpoint(find_weights(model))
+        self.checkpoint = open_weights(model, network)
         self.names = match_weights(network, self.checkpoint, model.name_or_path)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.device = device

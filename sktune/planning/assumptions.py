@@ -47,7 +47,8 @@ def tokenizer_of(recipe: Recipe) -> tuple[Any, str | None]:
         ValueError: where a local folder has a tokenizer that is not usable.
     """
     name = recipe.model.tokenizer or recipe.model.name_or_path
-    if is_local(name) and (is_embedded(name) or any(Path(name).glob("*token*"))):
+    gguf = Path(name).is_file() or any(Path(name).glob("*.gguf"))  # has one in its header
+    if is_local(name) and (is_embedded(name) or gguf or any(Path(name).glob("*token*"))):
         return load_tokenizer(recipe.model), None
     try:
         if is_local(name):

@@ -32,8 +32,8 @@ BUILT_IN = {
 
 
 def is_local(name: str) -> bool:
-    """True where a model's name needs no hub: a folder, or a model shipped with sktune."""
-    return is_embedded(name) or Path(name).is_dir()
+    """True where a model's name needs no hub: a folder, a file, or a model shipped with sktune."""
+    return is_embedded(name) or Path(name).exists() or name.endswith(".gguf")
 
 
 def config_of(model: ModelSection) -> tuple[PretrainedConfig, str | None]:

@@ -19,7 +19,11 @@ class ModelSection(Section):
 
     name_or_path: str = Field(
         min_length=1,
-        description="Hub id, local folder of safetensors, or an `embedded:` model of `sktune fetch --list`.",
+        description="Hub id, local folder of safetensors, `.gguf` file, or an `embedded:` model of `sktune fetch --list`.",
+    )
+    gguf_file: str | None = Field(
+        None,
+        description="GGUF file inside the folder or hub repository: the model's weights, configuration and tokenizer.",
     )
     tokenizer: str | None = Field(None, description="Hub id or folder, where it differs from the model's.")
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch).")

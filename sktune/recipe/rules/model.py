@@ -73,6 +73,28 @@ def embedded_models_have_no_revision(model: ModelSection) -> Iterator[Problem]:
         yield from idle("model", model, ("revision",), why, "name a hub id in model.name_or_path.")
 
 
+def gguf_file_is_inside_a_folder(model: ModelSection) -> Iterator[Problem]:
+    if model.name_or_path.endswith(".gguf") or model.name_or_path.startswith(PREFIX):
+        why = f"{model.name_or_path} says already which file it is"
+        yield from idle("model", model, ("gguf_file",), why, "name the folder in model.name_or_path.")
+    elif model.gguf_file is not None and not model.gguf_file.endswith(".gguf"):
+        yield Problem(
+            "model.gguf_file",
+            f"{model.gguf_file!r} is no GGUF file",
+            "the name of a .gguf file inside the folder or hub repository",
+            "leave it out for safetensors.",
+        )
+
+
+def gguf_has_neither_revision_nor_code(model: ModelSection) -> Iterator[Problem]:
+    if model.tokenizer is None and (model.gguf_file is not None or model.name_or_path.endswith(".gguf")):
+        why, cure = "a GGUF file holds no code", "name a folder or hub id of safetensors."
+        yield from idle("model", model, ("trust_remote_code",), why, cure)
+        if model.gguf_file is None:
+            why, cure = "model.name_or_path is a file of yours", "name a hub id and model.gguf_file."
+            yield from idle("model", model, ("revision",), why, cure)
+
+
 RULES = (
     one_bit_width,
     options_of_4bit_need_4bit,
@@ -81,4 +103,6 @@ RULES = (
     flash_attention_needs_16_bits,
     embedded_model_exists,
     embedded_models_have_no_revision,
+    gguf_file_is_inside_a_folder,
+    gguf_has_neither_revision_nor_code,
 )
