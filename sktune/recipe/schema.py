@@ -19,7 +19,7 @@ class ModelSection(Section):
 
     name_or_path: str = Field(
         min_length=1,
-        description="Hub id, local folder of safetensors, `.gguf` file, or an `embedded:` model of `sktune fetch --list`.",
+        description="Hub id, local folder of safetensors, `.gguf` file, or `embedded:` model of `sktune fetch --list`.",
     )
     gguf_file: str | None = Field(
         None,
