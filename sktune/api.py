@@ -14,7 +14,7 @@ from sktune.backbone import Backbone
 from sktune.methods import build_method
 from sktune.recipe.methods import MethodSection, TemplateMethod
 from sktune.recipe.schema import TaskSection
-from sktune.tasks import TunedModel, build_head, put_weights
+from sktune.tasks import TunedModel, build_head, fold_centre, put_weights
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
@@ -33,6 +33,9 @@ def attach(
     The result is an `nn.Module` whose forward takes `input_ids`, `attention_mask`, `labels` and returns `loss` and
     `logits`: usable in a plain PyTorch loop and in `transformers.Trainer`. Train `trainable_parameters()`, keep
     them with `save_adapter`.
+
+    A head starts at zero; call `start_head` with the first training batch before the first step: its input is then
+    taken less what is common to all inputs, without which the first steps make a decoder's answers worse.
 
     The text opens the sequence, BOS included, so tokenize a decoder's inputs with `add_special_tokens=False`.
 
@@ -79,7 +82,7 @@ def save_adapter(model: TunedModel, folder: str | Path) -> Path:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
-    save_file(weights, path / WEIGHTS)
+    save_file(fold_centre(weights | model.constants()), path / WEIGHTS)
     card = {"sktune_version": __version__, "model": model.backbone.config.name_or_path}
     (path / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
     return path

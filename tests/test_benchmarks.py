@@ -1,8 +1,9 @@
-"""The sharding benchmark, small: what it measures at full size holds for a little model too."""
+"""Benchmarks, small: what they measure at full size holds for a little model too."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,19 @@ import pytest
 from training_fixtures import ROOT, _environment
 
 pytestmark = pytest.mark.distributed
+
+
+def test_the_benchmark_of_the_heads_start_compares_it_with_a_random_head(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "head_start.py"), "--small", "--output", str(result)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    cells = json.loads(result.read_text(encoding="utf-8"))["cells"]
+    random, started = (cells[f"miniature/sentiment/head_only/{head}/42"]["losses"][0] for head in ("random", "started"))
+    # The two classes are equally frequent; a random head answers otherwise.
+    assert abs(started - math.log(2)) < 0.01 < abs(random - math.log(2))
+    done = subprocess.run([*command, "--report"], env=_environment(), capture_output=True, text=True, check=True)
+    assert "| miniature/sentiment, 60 steps | head_only | 1/1 |" in done.stdout
 
 
 def test_the_sharding_benchmark_runs_and_its_bars_hold(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_fixtures import (
     BITS,
     LONG,
@@ -48,6 +49,18 @@ BF16 = 2e-3
 @pytest.mark.parametrize("bits", BITS)
 def test_batches_of_4x1_1x4_2x2_and_2x1x2_give_one_trajectory(two_ranks: SeveralRanks, bits: str, cut: str) -> None:
     assert_close_run(two_ranks.output(f"one-4x1-{bits}"), two_ranks.output(f"{cut}-{bits}"))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_heads_centre_is_of_the_global_batch_however_it_is_cut(two_ranks: SeveralRanks, bits: str) -> None:
+    def centre(name: str) -> torch.Tensor:
+        file = checkpoint_path(two_ranks.output(f"{name}-{bits}"), 8) / "adapter.safetensors"
+        return load_file(file)["head.centre"]
+
+    alone = centre("one-4x1")
+    assert alone.abs().max() > 0.1
+    for name in ("one-1x4", "two-1x2", "two-replicas", "two-zero3", "two-zero2", "two-zero3_offload", "grown"):
+        torch.testing.assert_close(centre(name), alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -65,7 +65,10 @@ SEPARATE_PROJECTIONS = ("llama", "mistral", "phi", "opt", "qwen2")
 def tuned(name: str, backbone: Backbone) -> TunedModel:
     torch.manual_seed(0)
     method = build_method(SECTIONS[name], backbone, tiny_tokenizer(backbone.family in ENCODERS), LABELS)
-    return TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
+    head = build_head(TaskSection(name="token_classification"), backbone, 4)
+    assert head is not None
+    perturb(head)  # at its start, zero, it passes no gradient on
+    return TunedModel(backbone, method, head)
 
 
 def train_once(model: TunedModel, side: str = "right") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -132,7 +132,8 @@ def test_frozen_bytes_equal_those_of_the_loaded_model(make: MakeRecipe, bits: in
     assert isinstance(recipe.method, SKPrefixMethod)
     text = 8 * len(tiny_tokenizer()(TEXT)["input_ids"])
     projection = 4 * backbone.key_value_width * recipe.method.rank
-    assert planned.packed + planned.scales + planned.rest + planned.buffers == everything + text + projection
+    centre = 4 * backbone.hidden_size  # of the head
+    assert planned.packed + planned.scales + planned.rest + planned.buffers == everything + text + projection + centre
     assert bool(planned.scales) == bool(linears)
 
 

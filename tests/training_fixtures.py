@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from tiny_models import TEXT, tiny_network, tiny_tokenizer
 
 from sktune.recipe import load_recipe_document
+from sktune.tasks import fold_centre
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 from sktune.training.ranks import Ranks
 from sktune.training.run import train
@@ -219,7 +220,8 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
 
 
 def checkpoint_weights(output: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_path(output, step) / "adapter.safetensors")
+    """Of a checkpoint, as they would be saved in an adapter."""
+    return fold_centre(load_file(checkpoint_path(output, step) / "adapter.safetensors"))
 
 
 def summary_of(output: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,57 +52,111 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-class TokenClassificationHead(nn.Module):
-    """Classifies each position; positions labelled -100 do not count."""
+class TrainedHead(nn.Module):
+    """A linear layer on features of the model's hidden states, less their `centre`, a constant.
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float = 0.0) -> None:
+    A new run starts it as the best answer that does not look at the input (weights zero, `set_prior`), and shows it
+    only what differs between inputs (`centre`): most of the mean square of a decoder's features is one vector common
+    to all of them, and through it AdamW would move the bias of each class by many times the rate.
+    """
+
+    regression = False
+    centre: torch.Tensor
+    """[d] fp32; not trained. Zero until it is set, and where it has been folded into the bias."""
+
+    def __init__(self, hidden_size: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
+        self.classifier = nn.Linear(hidden_size, outputs)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("centre", torch.zeros(hidden_size))
+
+    def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Hidden [B, L, d] of right-padded rows -> what is classified, [..., d] fp32."""
+        raise NotImplementedError
+
+    def counted(self, labels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Which labels enter the loss: bool, shaped as they are."""
+        if not self.regression:
+            return labels != IGNORED
+        return torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor,
-        labels: torch.Tensor | None,
-        valid: torch.Tensor | None,
+        self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, valid: torch.Tensor | None
     ) -> Scored:
-        """Hidden [B, L, d], labels [B, L] -> logits [B, L, labels] fp32."""
-        logits = self.classifier(self.dropout(hidden.float()))
+        """Hidden [B, L, d], a label for each of the features -> logits [..., outputs] fp32 (regression: [...])."""
+        logits = self.classifier(self.dropout(self.features(hidden, mask) - self.centre))
+        if self.regression:
+            logits = logits.squeeze(-1)
         if labels is None:
             return Scored(logits, logits.new_zeros(()), mask.new_zeros(()))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return Scored(logits, loss, (labels != IGNORED).sum())
+        counted = self.counted(labels, valid)
+        if self.regression:
+            loss = ((logits - labels.float()) ** 2 * counted).sum()
+        else:
+            loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return Scored(logits, loss, counted.sum())
+
+    @torch.no_grad()
+    def set_prior(self, labels: torch.Tensor) -> None:
+        """Sets the bias from the training labels that count, [N]: the log of their frequencies, or their mean.
+
+        Every class is counted once more than it occurs, so that one that is absent stays possible.
+        """
+        if self.regression:
+            self.classifier.bias.fill_(labels.double().mean())
+        else:
+            counts = torch.bincount(labels.cpu(), minlength=self.classifier.out_features).double() + 1
+            self.classifier.bias.copy_((counts / counts.sum()).log())
+
+    @torch.no_grad()
+    def set_centre(self, feature_sum: torch.Tensor) -> None:
+        """Sets the centre from what `summed_features` has summed, over all ranks; nothing where no label counted."""
+        if feature_sum[-1] > 0:
+            self.centre.copy_(feature_sum[:-1] / feature_sum[-1])
 
 
-class SequenceHead(nn.Module):
+@contextmanager
+def summed_features(head: TrainedHead) -> Iterator[torch.Tensor]:
+    """[d + 1] on the head's device: the sum of the features whose labels count, and their number.
+
+    It grows by every forward pass inside, whoever runs it. In float64: it does not depend on how a batch is cut.
+    """
+    total = torch.zeros(len(head.centre) + 1, dtype=torch.float64, device=head.centre.device)
+
+    @torch.no_grad()
+    def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        hidden, mask, labels, valid = inputs
+        chosen = head.features(hidden, mask)[head.counted(labels, valid)]
+        total[:-1] += chosen.sum(0, dtype=torch.float64)
+        total[-1] += len(chosen)
+
+    hook = head.register_forward_pre_hook(add)
+    try:
+        yield total
+    finally:
+        hook.remove()
+
+
+class TokenClassificationHead(TrainedHead):
+    """Classifies each position; positions labelled -100 do not count."""
+
+    def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Every position's hidden state, [B, L, d]."""
+        return hidden.float()
+
+
+class SequenceHead(TrainedHead):
     """Classifies a row, or (`num_labels` 1 with `regression`) gives it a number, from its pooled vector."""
 
     def __init__(
         self, hidden_size: int, num_labels: int, pooling: str, dropout: float = 0.0, regression: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size, num_labels, dropout)
         self.pooling = pooling
         self.regression = regression
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor,
-        labels: torch.Tensor | None,
-        valid: torch.Tensor | None,
-    ) -> Scored:
-        """Hidden [B, L, d], labels [B] -> logits [B, labels] fp32 (regression: [B])."""
-        logits = self.classifier(self.dropout(pool(hidden, mask, self.pooling)))
-        if self.regression:
-            logits = logits.squeeze(-1)
-        if labels is None:
-            return Scored(logits, logits.new_zeros(()), mask.new_zeros(()))
-        if self.regression:
-            counts = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
-            loss = ((logits - labels.float()) ** 2 * counts).sum()
-            return Scored(logits, loss, counts.sum())
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return Scored(logits, loss, (labels != IGNORED).sum())
+    def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Each row's pooled vector, [B, d]."""
+        return pool(hidden, mask, self.pooling)

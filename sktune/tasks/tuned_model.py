@@ -19,8 +19,18 @@ from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.methods import Method
 from sktune.recipe.schema import Recipe, TaskSection
-from sktune.tasks.heads import IGNORED, LabelWordHead, SequenceHead, TokenClassificationHead
+from sktune.tasks.heads import (
+    IGNORED,
+    LabelWordHead,
+    SequenceHead,
+    TokenClassificationHead,
+    TrainedHead,
+    summed_features,
+)
 from sktune.tasks.padding import RightAligned
+
+CENTRE = "head.centre"
+"""Name of the head's centre among the weights of a checkpoint; a saved adapter has it folded into the bias."""
 
 
 @dataclass
@@ -89,6 +99,39 @@ class TunedModel(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What a run sets once and goes on with: the head's centre; on the CPU, by name."""
+        return {CENTRE: self.head.centre.cpu().clone()} if isinstance(self.head, TrainedHead) else {}
+
+    @torch.no_grad()
+    def start_head(self, batch: Mapping[str, Any], labels: torch.Tensor | None = None) -> None:
+        """Starts the head for a training loop of your own, as a run of a recipe does; once, before the first step.
+
+        Its weights become zero, its bias the log of the labels' frequencies (regression: their mean), and its input is
+        from now on taken less the mean of its input on this batch. Without this call it starts at zero, uncentred.
+
+        Args:
+            batch: what `forward` takes, with `labels`: the first training batch.
+            labels: [N], of the whole training data, those that count; None: those of the batch.
+
+        Raises:
+            ValueError: where no head is trained (causal_lm), and without labels.
+        """
+        head = self.head
+        if not isinstance(head, TrainedHead):
+            raise ValueError("start_head: this model has no head of its own to start; it answers with its words")
+        if batch.get("labels") is None:
+            raise ValueError("start_head: the batch has no labels; give what the training loop gives")
+        head.centre.zero_()
+        head.classifier.weight.zero_()
+        own = torch.as_tensor(batch["labels"])
+        head.set_prior(own[head.counted(own, batch.get("valid"))] if labels is None else labels)
+        was_training = self.training
+        with summed_features(head) as feature_sum:
+            self.eval()(**batch)
+        head.set_centre(feature_sum)
+        self.train(was_training)
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
@@ -178,12 +221,15 @@ def _logical_size(parameter: nn.Parameter) -> int:
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
     """Copies saved weights into a model; collective where ZeRO-3 has partitioned what trains.
 
+    The head's centre becomes zero where they have none: of an adapter, or of a checkpoint from before there was one.
+
     Raises:
         ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
     """
     parameters = model.trainable_parameters()
     expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    constants = model.constants().keys()
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items() if name not in constants}
     if expected != found:
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         first = differing[0]
@@ -195,6 +241,18 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
         for name, parameter in parameters.items():
             with _whole(parameter):
                 parameter.copy_(weights[name])
+        if isinstance(model.head, TrainedHead):
+            model.head.centre.copy_(weights.get(CENTRE, torch.zeros_like(model.head.centre)))
+
+
+def fold_centre(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same answers without a centre: the bias less the weights times the centre takes the bias's place."""
+    folded = dict(weights)
+    centre = folded.pop(CENTRE, None)
+    if centre is not None:
+        weight, bias = folded["head.classifier.weight"], folded["head.classifier.bias"]
+        folded["head.classifier.bias"] = (bias.double() - weight.double() @ centre.double()).to(bias.dtype)
+    return folded
 
 
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:

@@ -25,6 +25,7 @@ class DeepSpeedEngine:
     ) -> None:
         import deepspeed
 
+        self.model = model
         self.parameters = model.trainable_parameters()
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         # DeepSpeed averages over ranks and accumulation steps, the losses it is given are shares of a sum.
@@ -88,7 +89,8 @@ class DeepSpeedEngine:
 
         if self._replaced is not None:  # ZeRO's fp32 masters still are the trained ones
             return dict(self._replaced)
-        return {name: safe_get_full_fp32_param(p).cpu().clone() for name, p in self.parameters.items()}
+        weights = {name: safe_get_full_fp32_param(p).cpu().clone() for name, p in self.parameters.items()}
+        return weights | self.model.constants()
 
     def optimizer_state(self) -> State:
         from deepspeed.utils import safe_get_full_optimizer_state

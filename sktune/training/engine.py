@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> State:
-        """The trainable parameters, gathered; every rank takes part and gets them."""
+        """The trainable parameters, gathered, and the model's constants; every rank takes part and gets them."""
         ...
 
     def optimizer_state(self) -> State:

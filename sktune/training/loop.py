@@ -25,6 +25,7 @@ from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
 from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
+from sktune.training.head_start import set_centre
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.ranks import Ranks
 
@@ -75,6 +76,9 @@ class Loop:
         Raises:
             FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
         """
+        if self.progress.step == 0:
+            inputs = (model_inputs(batch, self.ranks.device) for batch in self._own_batches(0))
+            set_centre(self.assembly.model, self.engine, inputs, self.ranks)
         if self.validation_rows is not None and self.progress.step < self.total_steps:
             self._evaluate(TRIAL_BATCHES)
         self.engine.set_training(True)
@@ -120,21 +124,22 @@ class Loop:
             self._epoch = (epoch, self.batches.epoch(epoch))
         return self._epoch[1][position]
 
+    def _own_batches(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """This rank's share of a step's global batch, collated: one for each accumulation step."""
+        shares = divide(
+            self._global_batch(step),
+            self.ranks.world_size,
+            self.ranks.rank,
+            self.training.gradient_accumulation_steps,
+            self.training.per_device_train_batch_size,
+        )
+        return [self.assembly.collator([None if n is None else self.train_rows[n] for n in share]) for share in shares]
+
     def _step(self) -> tuple[float, int, float, float]:
         """(loss sum, labels, gradient norm, learning rate) of one optimizer step over all ranks."""
         step, training = self.progress.step, self.training
-        global_batch = self._global_batch(step)
-        labels = sum(self._counts[number] for number in global_batch)
-        shares = divide(
-            global_batch,
-            self.ranks.world_size,
-            self.ranks.rank,
-            training.gradient_accumulation_steps,
-            training.per_device_train_batch_size,
-        )
-        collated = [
-            self.assembly.collator([None if n is None else self.train_rows[n] for n in share]) for share in shares
-        ]
+        labels = sum(self._counts[number] for number in self._global_batch(step))
+        collated = self._own_batches(step)
         real = sum(int(batch["attention_mask"][batch["valid"]].sum()) for batch in collated)
         padded = sum(batch["attention_mask"].numel() for batch in collated)
         samples = sum(int(batch["valid"].sum()) for batch in collated)

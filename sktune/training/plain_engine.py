@@ -57,7 +57,7 @@ class PlainEngine:
         return norm
 
     def weights(self) -> State:
-        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()} | self.model.constants()
 
     def optimizer_state(self) -> State:
         if self.optimizer is None:

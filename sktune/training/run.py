@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sktune.data import EncodedSplit
 from sktune.optimization.deepspeed_config import size_deepspeed_config
 from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import LoadedRecipe
-from sktune.tasks import put_weights
+from sktune.tasks import fold_centre, put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
 from sktune.training.assembly import Assembly, assemble, save_adapter
@@ -24,6 +25,7 @@ from sktune.training.checkpoint import Progress, load_checkpoint
 from sktune.training.deepspeed_engine import DeepSpeedEngine
 from sktune.training.engine import Engine, State
 from sktune.training.evaluation import evaluate
+from sktune.training.head_start import set_prior
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, claim_output
@@ -66,12 +68,15 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         )
         tracker = ranks.on_main(start) or start()
         assembly = assemble(recipe, ranks)
+        encoded = _encode_training(assembly)
         if checkpoint:
             put_weights(assembly.model, weights, str(checkpoint))
+        elif encoded is not None:
+            set_prior(assembly.model, encoded.rows)
         engine, ds_config = build_engine(assembly, ranks)
         if checkpoint:
             engine.load_optimizer_state(moments, progress.step)
-        loop = _build_loop(assembly, engine, ranks, tracker, output_dir, progress)
+        loop = _build_loop(assembly, encoded, engine, ranks, tracker, output_dir, progress)
         trainable, total = assembly.model.parameter_counts()
         for line in decisions(recipe, ranks, loop, trainable, total, ds_config, checkpoint):
             logger.info(line)
@@ -84,7 +89,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         progress = loop.run()
         test_rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw else None
         test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
-        final_weights = engine.weights()
+        final_weights = fold_centre(engine.weights())
         summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
         summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
         ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
@@ -150,8 +155,25 @@ def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, An
     return DeepSpeedEngine(assembly.model, optimizer, config, ranks), config
 
 
+def _encode_training(assembly: Assembly) -> EncodedSplit | None:
+    """The training split, or None where nothing trains; what was noticed goes to the log."""
+    assert assembly.raw is not None
+    if not assembly.model.trainable_parameters():
+        return None
+    encoded = assembly.encode(assembly.raw.train, "train")
+    for line in encoded.report:
+        logger.info(line)
+    return encoded
+
+
 def _build_loop(
-    assembly: Assembly, engine: Engine, ranks: Ranks, tracker: Tracker, output_dir: Path, progress: Progress
+    assembly: Assembly,
+    encoded: EncodedSplit | None,
+    engine: Engine,
+    ranks: Ranks,
+    tracker: Tracker,
+    output_dir: Path,
+    progress: Progress,
 ) -> Loop | Untrained:
     assert assembly.raw is not None
     progress.run_id = ranks.broadcast(tracker.run_id)
@@ -160,12 +182,9 @@ def _build_loop(
     meter = ThroughputMeter(ranks)
     meter.train_seconds, meter.total_real_tokens = progress.train_seconds, progress.real_tokens
     validation_rows = assembly.encode_for_scoring(assembly.raw.validation, "validation")
-    if not assembly.model.trainable_parameters():
+    if encoded is None:
         reset_peak_memory(ranks.device)
         return Untrained(assembly, validation_rows, engine, ranks, tracker, progress, meter)
-    encoded = assembly.encode(assembly.raw.train, "train")
-    for line in encoded.report:
-        logger.info(line)
     rows = list(encoded.rows)
     batches, total_steps = plan_steps(assembly, encoded.lengths, ranks.world_size)
     if progress.step and progress.global_batch_size != batches.global_batch_size:

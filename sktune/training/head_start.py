@@ -1,0 +1,39 @@
+"""Where a new run's head starts: at the best answer that does not look at the input (see `tasks.heads.TrainedHead`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from sktune.data import Row
+from sktune.tasks import TunedModel
+from sktune.tasks.heads import TrainedHead, summed_features
+from sktune.training.engine import Engine
+from sktune.training.ranks import Ranks
+
+
+def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
+    """Sets the head's bias from the labels of all training rows, which every rank has.
+
+    Before the engine is built: what DeepSpeed keeps of the parameters is copied from them there.
+    """
+    if isinstance(model.head, TrainedHead):
+        per_row = [row.labels if isinstance(row.labels, list) else [row.labels] for row in rows]
+        labels = torch.tensor([label for labels in per_row for label in labels])
+        model.head.set_prior(labels[model.head.counted(labels, None)])
+
+
+@torch.no_grad()
+def set_centre(model: TunedModel, engine: Engine, batches: Iterable[dict[str, torch.Tensor]], ranks: Ranks) -> None:
+    """Reads this rank's share of the first global batch for the head's centre; every rank takes part.
+
+    In evaluation mode: the mean is to be of what the model reads, not of one draw of dropout, which differs by rank.
+    """
+    if isinstance(model.head, TrainedHead):
+        engine.set_training(False)
+        with summed_features(model.head) as own:
+            for batch in batches:
+                engine(**batch, num_items_in_batch=1)
+        engine.set_training(True)
+        model.head.set_centre(torch.tensor(ranks.sum(own.tolist()), dtype=torch.float64))
