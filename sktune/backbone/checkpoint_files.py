@@ -54,6 +54,7 @@ class Checkpoint:
     def __init__(self, files: Iterable[Path]) -> None:
         self._handles: dict[str, Any] = {}
         self._files: dict[str, Path] = {}
+        self._last_read: tuple[str, Any] = ("", None)
         for file in files:
             try:
                 handle = safe_open(file, framework="pt")
@@ -92,7 +93,7 @@ class Checkpoint:
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors of one shape hold the same numbers."""
-        stored = (self._handles[name].get_slice(name) for name in (one, other))
+        stored = (self._opened(name).get_slice(name) for name in (one, other))
         first, second = stored
         rows = first.get_shape()[0] if first.get_shape() else 0
         return all(torch.equal(first[i : i + 1024], second[i : i + 1024]) for i in range(0, rows, 1024))
@@ -101,16 +102,22 @@ class Checkpoint:
         """The file a tensor is in."""
         return self._files[name]
 
+    def _opened(self, name: str) -> Any:
+        # A handle for each tensor: what is read of a mapped file stays in memory until it is closed.
+        if self._last_read[0] != name:
+            self._last_read = name, safe_open(self._files[name], framework="pt")
+        return self._last_read[1]
+
     def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A whole tensor, as memory of its own (not the file's)."""
-        stored: torch.Tensor = self._handles[name].get_tensor(name)
+        stored: torch.Tensor = self._opened(name).get_tensor(name)
         return stored.to(device=device, dtype=dtype, copy=True)
 
     def rows(
         self, name: str, start: int, stop: int, *, transposed: bool, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """Rows start to stop of a matrix; only they are read. `transposed`: of the stored one's transpose."""
-        stored = self._handles[name].get_slice(name)
+        stored = self._opened(name).get_slice(name)
         part: torch.Tensor = stored[:, start:stop].T if transposed else stored[start:stop]
         return part.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
