@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from sktune.data import Example, Row
+from sktune.progress import progress
 from sktune.recipe import LoadedRecipe, load_recipe_document
 from sktune.tasks import put_weights
 from sktune.tasks.predictions import answers_of
@@ -106,7 +108,9 @@ def predict(
             f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}"
         )
     assembly.model.to(ranks.device).eval()
-    with torch.no_grad():
+    # Answers that are printed on the terminal show by themselves how far it is.
+    shown = not sys.stdout.isatty()
+    with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
         for number, text in enumerate(texts):
             words = tuple(text.split()) if task.name == "token_classification" else ()
             reference: Any = ("O",) * len(words) if words else (0.0 if task.name == "regression" else "")
@@ -119,6 +123,7 @@ def predict(
                 yield {"text": text, "generated": generate(assembly, prompt, task.max_new_tokens)}
             else:
                 yield {"text": text, **_answer(assembly, rows, words)}
+            advance(1)
 
 
 def _answer(assembly: Assembly, rows: list[Row], words: Sequence[str]) -> dict[str, Any]:

@@ -6,17 +6,18 @@ others the packed tensor, and each keeps its share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from sktune.backbone.placement import Placement
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
 from sktune.backbone.weights import open_weights
+from sktune.progress import progress
 from sktune.recipe.schema import ModelSection
 
 CHUNK_ELEMENTS = 2**20
@@ -46,6 +47,14 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
     problem = placement.agree(problem)
     if problem is not None:
         raise ValueError(problem)
+    with progress("loading weights", reader.nbytes if reader else None, "B", shown=reader is not None) as advance:
+        if reader is not None:
+            reader.advance = advance
+        _fill(network, reader, placement)
+    _give_back_freed_memory()
+
+
+def _fill(network: PreTrainedModel, reader: _Reader | None, placement: Placement) -> None:
     placed: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for module_name, module in network.named_modules():
         packed = reader.pack(module, module_name) if reader and isinstance(module, FrozenLinear) else {}
@@ -65,8 +74,13 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
             else:
                 value = reader.read(f"{module_name}.{name}".lstrip("."), buffer.dtype, buffer) if reader else buffer
                 setattr(module, name, placement.buffer(value.to(placement.device)))
-    if reader is not None:
-        reader.bar.close()
+
+
+def _give_back_freed_memory() -> None:
+    # Blocks of many sizes were freed between those that stay; glibc keeps their pages unless it is told not to.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _or_empty(value: torch.Tensor | None, like: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -81,9 +95,8 @@ class _Reader:
         self.names = match_weights(network, self.checkpoint, model.name_or_path)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.device = device
-        total = sum(map(self.checkpoint.nbytes, set(self.names.values())))
-        # None: no bar where there is no terminal.
-        self.bar = tqdm(total=total, desc="loading", unit="B", unit_scale=True, disable=None)
+        self.nbytes = sum(map(self.checkpoint.nbytes, set(self.names.values())))
+        self.advance: Callable[[int], None]
 
     def read(self, name: str, dtype: torch.dtype, default: torch.Tensor | None = None) -> torch.Tensor:
         """A whole tensor; `default` where the checkpoint need not have it."""
@@ -91,7 +104,7 @@ class _Reader:
             assert default is not None, name
             return default
         stored = self.names[name]
-        self.bar.update(self.checkpoint.nbytes(stored))
+        self.advance(self.checkpoint.nbytes(stored))
         return self.checkpoint.tensor(stored, dtype, self.device)
 
     def pack(self, linear: FrozenLinear, module_name: str) -> dict[str, torch.Tensor]:
@@ -105,4 +118,4 @@ class _Reader:
                 stored, start, min(start + step, linear.out_features),
                 transposed=linear.transposed, dtype=self.dtype, device=self.device,
             )  # fmt: skip
-        self.bar.update(self.checkpoint.nbytes(stored))
+        self.advance(self.checkpoint.nbytes(stored))

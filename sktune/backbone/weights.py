@@ -107,6 +107,7 @@ class SafetensorsWeights:
     def __init__(self, files: Iterable[Path]) -> None:
         self._handles: dict[str, Any] = {}
         self._files: dict[str, Path] = {}
+        self._last_read: tuple[str, Any] = ("", None)
         for file in files:
             try:
                 handle = safe_open(file, framework="pt")
@@ -140,13 +141,19 @@ class SafetensorsWeights:
     def file(self, name: str) -> Path:
         return self._files[name]
 
+    def _opened(self, name: str) -> Any:
+        # A handle for each tensor: what is read of a mapped file stays in memory until it is closed.
+        if self._last_read[0] != name:
+            self._last_read = name, safe_open(self._files[name], framework="pt")
+        return self._last_read[1]
+
     def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        stored: torch.Tensor = self._handles[name].get_tensor(name)
+        stored: torch.Tensor = self._opened(name).get_tensor(name)
         return stored.to(device=device, dtype=dtype, copy=True)
 
     def rows(
         self, name: str, start: int, stop: int, *, transposed: bool, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        stored = self._handles[name].get_slice(name)
+        stored = self._opened(name).get_slice(name)
         part: torch.Tensor = stored[:, start:stop].T if transposed else stored[start:stop]
         return part.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)

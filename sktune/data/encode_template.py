@@ -13,6 +13,7 @@ from sktune.data.demonstrations import Demonstrations
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.template import Filled, Template, read_template
 from sktune.data.tokenization import check_tokenizer, some_token
+from sktune.progress import progress
 from sktune.recipe.methods import TemplateMethod
 from sktune.recipe.schema import DataSection
 
@@ -60,30 +61,32 @@ class TemplateEncoder:
         ids = {label: i for i, label in enumerate(self.template.words)}
         rows: list[Row] = []
         cut = left_out = crowded = 0
-        for start in range(0, len(examples), _CHUNK):
-            chunk = examples[start : start + _CHUNK]
-            shown = [[] for _ in chunk] if self.demonstrations is None else self.demonstrations.of(chunk)
-            texts = cut_texts(self.tokenizer, chunk, self.max_length)
-            whole = self._encode([self._fill(*pair) for pair in zip(texts, shown, strict=True)])
-            for example, text, demonstrations, encoded in zip(chunk, texts, shown, whole, strict=True):
-                if limit is not None and len(encoded.input_ids) > limit:
-                    encoded, kept = self._squeeze(text, demonstrations, limit)
-                    left_out += len(demonstrations) - kept
-                    crowded += kept < len(demonstrations)
-                cut += (text.text, text.text_pair) != (example.text, example.text_pair)
-                gold = str(example.reference)
-                index = len(rows)
-                rows.append(
-                    Row(
-                        index=index,
-                        input_ids=encoded.input_ids,
-                        token_type_ids=encoded.token_type_ids,
-                        labels=ids.get(gold, ABSENT),
-                        reference=gold,
-                        group=index,
-                        answer=encoded.answer,
+        with progress("tokenizing", len(examples), "texts", shown=len(examples) > _CHUNK) as advance:
+            for start in range(0, len(examples), _CHUNK):
+                chunk = examples[start : start + _CHUNK]
+                shown = [[] for _ in chunk] if self.demonstrations is None else self.demonstrations.of(chunk)
+                texts = cut_texts(self.tokenizer, chunk, self.max_length)
+                whole = self._encode([self._fill(*pair) for pair in zip(texts, shown, strict=True)])
+                for example, text, demonstrations, encoded in zip(chunk, texts, shown, whole, strict=True):
+                    if limit is not None and len(encoded.input_ids) > limit:
+                        encoded, kept = self._squeeze(text, demonstrations, limit)
+                        left_out += len(demonstrations) - kept
+                        crowded += kept < len(demonstrations)
+                    cut += (text.text, text.text_pair) != (example.text, example.text_pair)
+                    gold = str(example.reference)
+                    index = len(rows)
+                    rows.append(
+                        Row(
+                            index=index,
+                            input_ids=encoded.input_ids,
+                            token_type_ids=encoded.token_type_ids,
+                            labels=ids.get(gold, ABSENT),
+                            reference=gold,
+                            group=index,
+                            answer=encoded.answer,
+                        )
                     )
-                )
+                advance(len(chunk))
         report = []
         if cut:
             report.append(f"{split}: {cut} of {len(rows)} inputs truncated to {self.max_length} tokens")

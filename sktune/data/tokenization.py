@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from sktune.progress import progress
+
 _CHUNK = 1000  # texts per tokenizer call: bounds the memory of offsets and of texts before they are cut
 
 
@@ -77,25 +79,27 @@ def tokenize(
         add_special_tokens: whether the tokenizer puts its special tokens around each input.
         token_type_ids: whether to keep segment ids, where the tokenizer makes them.
     """
-    for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
-        second = None if pairs is None else list(pairs[start : start + _CHUNK])
-        whole = _call(tokenizer, chunk, second, None, add_special_tokens, token_type_ids)
-        limit = max_length or max(len(tokens.input_ids) for tokens in whole)
-        long = [i for i, tokens in enumerate(whole) if len(tokens.input_ids) > limit]
-        if long:
-            long_second = None if second is None else [second[i] for i in long]
-            cut = _call(
-                tokenizer,
-                [chunk[i] for i in long],
-                long_second,
-                max_length,
-                add_special_tokens,
-                token_type_ids,
-            )
-            for i, tokens in zip(long, cut, strict=True):
-                whole[i] = Tokens(tokens.input_ids, tokens.token_type_ids, tokens.offsets, full=whole[i])
-        yield from whole
+    with progress("tokenizing", len(texts), "texts", shown=len(texts) > _CHUNK) as advance:
+        for start in range(0, len(texts), _CHUNK):
+            chunk = list(texts[start : start + _CHUNK])
+            second = None if pairs is None else list(pairs[start : start + _CHUNK])
+            whole = _call(tokenizer, chunk, second, None, add_special_tokens, token_type_ids)
+            limit = max_length or max(len(tokens.input_ids) for tokens in whole)
+            long = [i for i, tokens in enumerate(whole) if len(tokens.input_ids) > limit]
+            if long:
+                long_second = None if second is None else [second[i] for i in long]
+                cut = _call(
+                    tokenizer,
+                    [chunk[i] for i in long],
+                    long_second,
+                    max_length,
+                    add_special_tokens,
+                    token_type_ids,
+                )
+                for i, tokens in zip(long, cut, strict=True):
+                    whole[i] = Tokens(tokens.input_ids, tokens.token_type_ids, tokens.offsets, full=whole[i])
+            yield from whole
+            advance(len(chunk))
 
 
 def _call(

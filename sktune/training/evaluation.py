@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from sktune.data import Row, evaluation_batches
+from sktune.progress import progress
 from sktune.tasks.heads import IGNORED
 from sktune.tasks.predictions import Answers, Scores, answers_of, score
 from sktune.training.assembly import Assembly
@@ -47,14 +48,16 @@ def evaluate(
     answers: Answers = {}
     totals = [0.0, 0.0]
     batches = evaluation_batches([row.length for row in rows], batch_size, ranks.world_size, ranks.rank)
-    for numbers in batches[:max_batches]:
-        chosen = [None if number is None else rows[number] for number in numbers]
-        batch = assembly.collator(chosen)
-        output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
-        assert output.loss is not None
-        totals[0] += float(output.loss)
-        totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
-        answers |= answers_of(output, chosen, batch["attention_mask"], task, assembly.labels)
+    with progress("evaluating", len(batches), "batches", shown=max_batches is None) as advance:
+        for numbers in batches[:max_batches]:
+            chosen = [None if number is None else rows[number] for number in numbers]
+            batch = assembly.collator(chosen)
+            output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
+            assert output.loss is not None
+            totals[0] += float(output.loss)
+            totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
+            answers |= answers_of(output, chosen, batch["attention_mask"], task, assembly.labels)
+            advance(1)
     engine.set_training(True)
     loss_sum, count = ranks.sum(totals)
     everything: Answers = {}

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sktune.data import GlobalBatches, Row, divide
 from sktune.optimization.optimizer import rate_factor
+from sktune.progress import progress
 from sktune.recipe import metrics_of
 from sktune.tasks.metrics import is_better
 from sktune.tasks.predictions import Scores
@@ -82,26 +82,20 @@ class Loop:
         if self.validation_rows is not None and self.progress.step < self.total_steps:
             self._evaluate(TRIAL_BATCHES)
         self.engine.set_training(True)
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            disable=None if self.ranks.is_main else True,  # None: no bar where there is no terminal
-            unit="step",
-        )
-        while self.progress.step < self.total_steps and not self._stops_early():
-            loss_sum, labels, norm, rate = self._step()
-            self.progress.unlogged_loss += loss_sum
-            self.progress.unlogged_labels += labels
-            step = self.progress.step
-            bar.update()
-            if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
-                self._log(self.progress.unlogged_loss / max(self.progress.unlogged_labels, 1), norm, rate)
-                self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
-            if self._evaluation_is_due():
-                self._evaluate_and_compare()
-            if self._checkpoint_is_due():
-                self._save()
-        bar.close()
+        with progress("training", self.total_steps, "steps", done=self.progress.step, tenths=False) as advance:
+            while self.progress.step < self.total_steps and not self._stops_early():
+                loss_sum, labels, norm, rate = self._step()
+                self.progress.unlogged_loss += loss_sum
+                self.progress.unlogged_labels += labels
+                step = self.progress.step
+                advance(1)
+                if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
+                    self._log(self.progress.unlogged_loss / max(self.progress.unlogged_labels, 1), norm, rate)
+                    self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
+                if self._evaluation_is_due():
+                    self._evaluate_and_compare()
+                if self._checkpoint_is_due():
+                    self._save()
         if self.total_steps == 0 and self.validation_rows is not None:
             self._evaluate_and_compare()
         if self.progress.step < self.total_steps:
