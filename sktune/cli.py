@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from sktune.comparison.command import (
     run_report,
 )
 from sktune.process import guarded, join_ranks, leave, prepare_process
+from sktune.training.stopping import advising
 
 _TRAIN_EXAMPLES = """examples:
   sktune train recipes/quickstart.yaml training.max_steps=20
@@ -149,11 +149,11 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     from sktune.recipe import load_recipe_document
 
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the run is ended in order
-    ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
-    from sktune.training.run import train
+    with advising(f"go on with the same command and --resume (output.dir: {loaded.recipe.output.dir})"):
+        ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
+        from sktune.training.run import train
 
-    summary = train(loaded, ranks)
+        summary = train(loaded, ranks)
     leave()
     if ranks.is_main:
         _print_summary(summary, loaded.recipe.output.dir, loaded.recipe.tracking)

@@ -27,6 +27,7 @@ from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.ranks import Ranks
+from sktune.training.stopping import Stopped, decide, deferred, votes
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,15 @@ class Loop:
         self._counts = [labels_that_count(row, self.task.name) for row in self.train_rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self._saved_step: int | None = self.progress.step or None
+        self._votes = [0.0, 0.0]  # all ranks', on stopping
 
+    @deferred()
     def run(self) -> Progress:
         """Trains to the end, or until early stopping; leaves the best weights in the engine.
 
         Raises:
             FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
+            Stopped: where a rank was told to stop; on all ranks after the same step, of which there is a checkpoint.
         """
         if self.validation_rows is not None and self.progress.step < self.total_steps:
             self._evaluate(TRIAL_BATCHES)
@@ -81,6 +85,8 @@ class Loop:
             disable=None if self.ranks.is_main else True,  # None: no bar where there is no terminal
             unit="step",
         )
+        if self.progress.step:
+            self._end_step()  # a run that was stopped has not evaluated after its last step
         while self.progress.step < self.total_steps and not self._stops_early():
             loss_sum, labels, norm, rate = self._step()
             self.progress.unlogged_loss += loss_sum
@@ -90,10 +96,7 @@ class Loop:
             if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
                 self._log(self.progress.unlogged_loss / max(self.progress.unlogged_labels, 1), norm, rate)
                 self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
-            if self._evaluation_is_due():
-                self._evaluate_and_compare()
-            if self._checkpoint_is_due():
-                self._save()
+            self._end_step()
         bar.close()
         if self.progress.step < self.total_steps:
             logger.info(
@@ -142,7 +145,7 @@ class Loop:
                 assert output.loss is not None
                 own_loss += float(output.loss.detach())
                 self.engine.backward(output.loss)
-            (loss,) = self.ranks.sum([own_loss])
+            loss, *self._votes = self.ranks.sum([own_loss, *votes()])
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss became {loss} at step {step + 1}, before its update; lower training.learning_rate, "
@@ -156,6 +159,19 @@ class Loop:
                 )
         self.progress.step += 1
         return loss * labels, labels, norm, rate
+
+    def _end_step(self) -> None:
+        """What is due after a step: to stop, an evaluation, a checkpoint."""
+        try:
+            decide(self._votes)
+            if self._evaluation_is_due():
+                self._evaluate_and_compare()
+            if self._checkpoint_is_due():
+                self._save()
+        except Stopped as stop:
+            if stop.together:
+                self._save()
+            raise
 
     # -- around the steps -----------------------------------------------------------------------------------------
 
@@ -184,6 +200,8 @@ class Loop:
     def _evaluation_is_due(self) -> bool:
         if self.validation_rows is None:
             return False
+        if self.progress.history and self.progress.history[-1]["step"] == self.progress.step:
+            return False  # done before the run was stopped
         every = self.training.eval_steps or self.batches.steps_per_epoch
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
 
