@@ -15,6 +15,7 @@ import os
 import re
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -146,14 +147,24 @@ def _note(number: int, _: Any) -> None:
     now = time.monotonic()
     if not _request.number:
         _request.number, _request.since = number, now
-        if not _request.deferrals:
-            _stop(number)
-        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+        if _request.deferrals and number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
             with suppress(OSError):  # not through a Python stream, which the handler may have interrupted
                 os.write(2, b"\nstopping when this step is done; Ctrl-C once more stops at once\n")
     elif number == signal.SIGINT and now - _request.since > AGAIN_SECONDS:
         signal.signal(number, signal.SIG_DFL)  # a third one kills
         _stop(number)
+    if not (_request.deferrals or _request.raised):
+        if sys.exc_info()[0] is None:
+            _stop(_request.number)
+        # Not into the handling of an error, which may be the end of a run that MLflow has to be told: in a moment.
+        again = threading.Timer(0.1, _remind, [_request])
+        again.daemon = True
+        again.start()
+
+
+def _remind(request: _Request) -> None:
+    if request.watching:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _launchers() -> list[int]:
@@ -185,5 +196,4 @@ def _watch(launchers: Sequence[int], request: _Request) -> None:
         if not launchers:
             return
         ends.poll()
-    if request.watching:
-        os.kill(os.getpid(), signal.SIGTERM)
+    _remind(request)
