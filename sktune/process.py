@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sktune.training.stopping import Stopped, listening
+from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
     from sktune.training.ranks import Ranks
@@ -49,7 +49,7 @@ def guarded(command: Any, *arguments: Any) -> int:
                 f"error: another process of this run ended or is silent; see its own message ({detail})",
                 file=sys.stderr,
             )
-            return 3
+            return 128 + requested() if requested() else 3
         except Stopped as stop:
             if _is_main():
                 print(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""), file=sys.stderr)

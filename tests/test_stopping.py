@@ -287,14 +287,19 @@ def _wait_for_line(running: Running, text: str, seconds: float = 120) -> None:
 
 def _stop_two_ranks(
     workshop: Workshop, database: Path, running: Running, name: str, send: Callable[[], None]
-) -> tuple[Path, str]:
-    """Waits for a checkpoint, sends, and checks what holds however two ranks were told; (output, what was said)."""
+) -> tuple[Path, str, int]:
+    """Waits for a checkpoint, sends, and checks what holds however two ranks were told.
+
+    Returns:
+        The output folder, what was said, the launcher's exit status.
+    """
     output = workshop.output(name)
     running.wait_for(checkpoint_path(output, 5), 300)
     family = running.family()
     assert sorted(running.workers()) == [0, 1]
     send()
-    assert _ended(family), running.output()[-3000:]
+    status = running.wait(60)
+    assert _ended(family[1:]), running.output()[-3000:]
     said = running.output()
     assert said.count("go on with the same command and --resume") == 1, said[-3000:]
     assert "another process of this run ended" not in said
@@ -305,7 +310,7 @@ def _stop_two_ranks(
     step = list_checkpoints(output)[-1]
     logged = [at for _, at in points(output, "train/")]
     assert step - LONG["training"]["logging_steps"] < max(logged) <= step  # nothing was trained beyond it
-    return output, said
+    return output, said, status
 
 
 @pytest.mark.distributed
@@ -315,11 +320,11 @@ def test_ctrl_c_in_a_terminal_under_deepspeed(
     recipe = workshop.write("group", LONG, TWO_BY_TWO, tracked(database))
     running = start(deepspeed_command(TRAIN, "--recipe", recipe))
     send = lambda: os.killpg(running.process.pid, signal.SIGINT)  # noqa: E731
-    output, said = _stop_two_ranks(workshop, database, running, "group", send)
-    assert running.process.wait() == -signal.SIGINT  # as deepspeed's own first process ends: 130 in a shell
+    output, said, status = _stop_two_ranks(workshop, database, running, "group", send)
+    assert status == -signal.SIGINT  # as deepspeed's own first process ends: 130 in a shell
     assert "stopped by SIGINT" in said
     resumed = start(torchrun_command(TRAIN, "--recipe", recipe, "--resume"))
-    assert resumed.wait(150) == 0, resumed.output()[-3000:]
+    assert resumed.wait(300) == 0, resumed.output()[-3000:]
     assert_same_run(two_ranks.output("two-long"), output)
 
 
@@ -335,9 +340,9 @@ def test_the_launcher_or_one_rank_under_deepspeed(workshop: Workshop, start: Sta
         else:
             running.process.send_signal(signal.SIGTERM if how == "terminated" else signal.SIGKILL)
 
-    _stop_two_ranks(workshop, database, running, "run", send)
+    *_, status = _stop_two_ranks(workshop, database, running, "run", send)
     expected = {"terminated": -signal.SIGTERM, "killed": -signal.SIGKILL, "one rank": 143}
-    assert running.process.wait() == expected[how]
+    assert status == expected[how]
 
 
 @pytest.mark.distributed
@@ -347,7 +352,8 @@ def test_the_launcher_under_torchrun(workshop: Workshop, start: Start, database:
     recipe = workshop.write("run", LONG, short, tracked(database))
     running = start(torchrun_command(TRAIN, "--recipe", recipe))
     send = lambda: running.process.send_signal(signal.SIGINT)  # noqa: E731
-    output, said = _stop_two_ranks(workshop, database, running, "run", send)
+    output, said, status = _stop_two_ranks(workshop, database, running, "run", send)
+    assert status == 1  # of any error of torchrun's
     assert "stopped by SIGINT" in said
     # The resumed run takes another number of ranks.
     recipe = workshop.write("run", LONG, short, {"training": {"per_device_train_batch_size": 4}})

@@ -89,7 +89,7 @@ def _compare(
         return report
     except BaseException as error:
         with deferred(late=False):
-            killed = requested() or isinstance(error, KeyboardInterrupt | SystemExit)
+            killed = bool(requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
             tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
 

@@ -102,7 +102,7 @@ def _run(
         if tracker is not None:
             # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
             with stopping.deferred(late=False):
-                killed = stopping.requested() or isinstance(error, KeyboardInterrupt | SystemExit)
+                killed = bool(stopping.requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
                 tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
 

@@ -89,9 +89,9 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def requested() -> bool:
-    """Whether this process has been told to stop."""
-    return _request.number != 0
+def requested() -> int:
+    """The signal that has told this process to stop, or 0."""
+    return _request.number
 
 
 @contextmanager
