@@ -11,12 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune import __version__
 from sktune.backbone import Backbone
+from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
 from sktune.methods import build_method
 from sktune.recipe.methods import MethodSection, TemplateMethod
 from sktune.recipe.schema import TaskSection
 from sktune.tasks import TunedModel, build_head, fold_centre, put_weights
-
-WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
 
 def attach(
@@ -80,11 +79,11 @@ def attach(
 def save_adapter(model: TunedModel, folder: str | Path) -> Path:
     """Writes the trainable parameters (safetensors) into a folder; returns it."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
-    save_file(fold_centre(weights | model.constants()), path / WEIGHTS)
+    with whole(path / ADAPTER_WEIGHTS) as partial:
+        save_file(fold_centre(weights | model.constants()), partial)
     card = {"sktune_version": __version__, "model": model.backbone.config.name_or_path}
-    (path / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    write_whole(path / ADAPTER_CARD, json.dumps(card, indent=1))
     return path
 
 
@@ -94,8 +93,8 @@ def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
     Raises:
         ValueError: where they do not fit, or there are none.
     """
-    file = Path(folder) / WEIGHTS
+    file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise ValueError(f"{folder}: no {WEIGHTS} here")
+        raise ValueError(f"{folder}: no {ADAPTER_WEIGHTS} here")
     put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
     return model

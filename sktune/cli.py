@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from sktune.comparison.command import (
 )
 from sktune.embedded import check_fetched
 from sktune.process import guarded, join_ranks, leave, prepare_process
+from sktune.training.stopping import advising
 
 _TRAIN_EXAMPLES = """examples:
   sktune train recipes/quickstart.yaml training.max_steps=20
@@ -160,11 +160,11 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
 
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
     check_fetched(loaded.recipe.model.name_or_path, loaded.recipe.model.tokenizer, loaded.recipe.data.path)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the run is ended in order
-    ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
-    from sktune.training.run import train
+    with advising(f"go on with the same command and --resume (output.dir: {loaded.recipe.output.dir})"):
+        ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
+        from sktune.training.run import train
 
-    summary = train(loaded, ranks)
+        summary = train(loaded, ranks)
     leave()
     if ranks.is_main:
         _print_summary(summary, loaded.recipe.output.dir, loaded.recipe.tracking)
@@ -209,7 +209,6 @@ def _run_fetch(options: argparse.Namespace) -> None:
 
     if options.list == bool(options.names):
         raise ValueError("give the names to fetch, or --list alone to see what there is")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that nothing is left half-written
     if options.list:
         list_catalog()
     else:

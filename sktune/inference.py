@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from sktune.data import Example, Row
+from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, EVALUATION_FOLDER, RECIPE_FILE, write_whole
 from sktune.progress import progress
 from sktune.recipe import LoadedRecipe, load_recipe_document
 from sktune.tasks import put_weights
 from sktune.tasks.predictions import answers_of
-from sktune.training.assembly import ADAPTER_RECIPE, Assembly, assemble, read_adapter
+from sktune.training.assembly import Assembly, assemble, read_adapter
 from sktune.training.evaluation import evaluate, model_inputs
-from sktune.training.output import ADAPTER_FOLDER, EVALUATION_FOLDER
+from sktune.training.output import kept_folder
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import write_predictions
 from sktune.training.run import build_engine
@@ -32,7 +33,7 @@ def adapter_folder(output: Path) -> Path:
         ValueError: where there is none.
     """
     for folder in (output / ADAPTER_FOLDER, output):
-        if (folder / ADAPTER_RECIPE).is_file() and (folder / "adapter.json").is_file():
+        if (folder / RECIPE_FILE).is_file() and (folder / ADAPTER_CARD).is_file():
             return folder
     raise ValueError(f"{output}: no trained adapter here; give the output.dir of a finished run")
 
@@ -42,7 +43,7 @@ def load_trained(
 ) -> tuple[LoadedRecipe, Assembly]:
     """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
     folder = adapter_folder(output)
-    loaded = load_recipe_document(folder / ADAPTER_RECIPE, overrides)
+    loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
     weights, labels = read_adapter(folder)
     assembly = assemble(loaded.recipe, ranks, labels=labels, read_data=read_data)
     put_weights(assembly.model, weights, str(folder))
@@ -52,14 +53,22 @@ def load_trained(
 def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Scores a trained adapter on a split of its data; writes `evaluation/<split>.json` and the predictions.
 
+    The folder is kept to this command meanwhile.
+
     Returns:
         The metrics, and `per_type` for token classification.
 
     Raises:
-        ValueError: for an unknown split, or one that the recipe does not name.
+        ValueError: for an unknown split, one that the recipe does not name, or a folder in use.
     """
     if split not in SPLITS:
         raise ValueError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+    adapter_folder(output)
+    with kept_folder(output, ranks):
+        return _evaluate_run(output, split, ranks, overrides)
+
+
+def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str]) -> dict[str, Any]:
     _, assembly = load_trained(output, ranks, overrides)
     assert assembly.raw is not None
     rows = assembly.encode_for_scoring(getattr(assembly.raw, split), split)
@@ -72,7 +81,7 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
         result["per_type"] = scores.per_type
     if ranks.is_main:
         write_predictions(scores, output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
-        (output / EVALUATION_FOLDER / f"{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_whole(output / EVALUATION_FOLDER / f"{split}.json", json.dumps(result, indent=1))
     ranks.barrier()
     return result
 

@@ -11,8 +11,12 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from sktune.training.stopping import Stopped, listening, requested
+
 if TYPE_CHECKING:
     from sktune.training.ranks import Ranks
+
+logger = logging.getLogger("sktune")
 
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
@@ -21,37 +25,46 @@ _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed ou
 def guarded(command: Any, *arguments: Any) -> int:
     """Runs a command; returns its exit status, 0 where it has none of its own.
 
-    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same.
+    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same. A
+    command that was told to stop ends with 128 and the signal's number; see `training.stopping`.
     """
-    try:
-        return command(*arguments) or 0
-    except (ValueError, FloatingPointError, OSError) as error:
-        # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
-        if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
-            raise
-        rank = int(os.environ.get("RANK", "0"))
-        print(
-            f"error: {error}" if rank == 0 else f"rank {rank} stopped: {str(error).splitlines()[0]}",
-            file=sys.stderr,
-        )
-        return 2
-    except RuntimeError as error:
-        # A rank that died shows in the others as a broken connection; which one it was, its own message says.
-        if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
-            raise
-        detail = str(error).splitlines()[0]
-        print(f"error: another process of this run ended or is silent; see its own message ({detail})", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with listening():
+        try:
+            return command(*arguments) or 0
+        except (ValueError, FloatingPointError, OSError) as error:
+            # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
+            if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
+                raise
+            print(
+                f"error: {error}" if _is_main() else f"rank {os.environ['RANK']} stopped: {str(error).splitlines()[0]}",
+                file=sys.stderr,
+            )
+            return 2
+        except RuntimeError as error:
+            # A rank that died shows in the others as a broken connection; which one it was, its own message says.
+            if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
+                raise
+            detail = str(error).splitlines()[0]
+            print(
+                f"error: another process of this run ended or is silent; see its own message ({detail})",
+                file=sys.stderr,
+            )
+            return 128 + requested() if requested() else 3
+        except Stopped as stop:
+            if _is_main():
+                print(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""), file=sys.stderr)
+            return stop.status
 
 
-def prepare_process() -> None:
-    """Logging, and the environment that libraries read when they are imported."""
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def prepare_process() -> str:
+    """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("sktune").setLevel(logging.INFO if is_main else logging.ERROR)
+    logging.getLogger("sktune").setLevel(logging.INFO if _is_main() else logging.ERROR)
+    threads = _share_cores()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -67,11 +80,51 @@ def prepare_process() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    return threads
+
+
+def _share_cores() -> str:
+    """Gives each local rank an equal part of the cores that this process may use, as threads of OpenMP, MKL and BLAS.
+
+    Left to themselves the ranks that `deepspeed` starts would each take all cores, and torchrun's would take one. What
+    the user has set is kept. Cores are those of the affinity mask and the container's quota.
+
+    Returns:
+        What was decided.
+    """
+    said = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
+    if said and not _is_torchruns_own(said):
+        return f"threads: {', '.join(said)}, as the environment says"
+    import joblib  # which loads numpy, and with it a BLAS
+
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)  # torchrun's, deepspeed's
+    cores = joblib.cpu_count(only_physical_cores=True)
+    threads = max(1, cores // ranks)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is still to be loaded
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+    of_cores = f"{threads} of {cores} core{'s' if cores > 1 else ''}"
+    return f"threads: {of_cores}" + (f" for each of {ranks} local ranks" if ranks > 1 else "")
+
+
+def _is_torchruns_own(said: list[str]) -> bool:
+    """Whether torchrun itself set the number of threads, which it does where the user has not."""
+    if said != ["OMP_NUM_THREADS=1"] or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    import psutil
+
+    try:
+        return "OMP_NUM_THREADS" not in psutil.Process(os.getppid()).environ()  # as it was when torchrun was started
+    except psutil.Error:
+        return False
 
 
 def join_ranks(timeout_seconds: int) -> Ranks:
     """Prepares the process and joins the others of its launch, if any; see `start_ranks`."""
-    prepare_process()
+    logger.info(prepare_process())
     from sktune.training.ranks import start_ranks
 
     return start_ranks(timeout_seconds)

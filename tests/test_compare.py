@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import socket
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -32,9 +34,10 @@ from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
 from sktune.comparison.results import read_results
-from sktune.comparison.state import CellState, ComparisonState, load_state, open_folder
+from sktune.comparison.state import CellState, ComparisonState, load_state
 from sktune.comparison.tables import as_csv, as_json, as_markdown, write_report
 from sktune.data import load_splits
+from sktune.files import locked
 from sktune.recipe import RecipeError, load_recipe, load_recipe_document
 from sktune.training.checkpoint import checkpoint_path
 from sktune.training.meters import peak_memory, reset_peak_memory
@@ -557,9 +560,9 @@ def _finished(recipe: Path, folder: Path, methods: list[str]) -> ComparisonState
 
 def test_one_command_at_a_time_runs_in_a_folder(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = workshop.write("busy", SHORT)
-    with open_folder(workshop.output("busy")):
+    with locked(workshop.output("busy")):
         assert main(["compare", str(recipe), "--methods", "head_only"]) == 2
-        assert "another process is running the comparison" in capsys.readouterr().err
+        assert f"busy is in use by process {os.getpid()} on {socket.gethostname()}, " in capsys.readouterr().err
     assert not workshop.output("busy").exists()  # it was empty
 
 

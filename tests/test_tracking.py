@@ -20,6 +20,7 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
+from sktune.files import TRACKING_STATE_FILE
 from sktune.recipe.schema import TrackingSection
 from sktune.tracking import Tracker, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
@@ -310,7 +311,7 @@ def test_resuming_a_run_that_the_store_has_lost_uploads_its_whole_record(
 def test_a_run_whose_creation_was_never_answered_is_found_again(start: Start, uri: str, tmp_path: Path) -> None:
     first = start()
     first.log_metrics({"train/loss": 1.0}, 1)
-    path = tmp_path / "run" / names.STATE_FILE
+    path = tmp_path / "run" / TRACKING_STATE_FILE
     state = json.loads(path.read_text())
     path.write_text(json.dumps({**state, "run_id": None}))
     second = start(run_id=state["local_id"])

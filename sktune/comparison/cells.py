@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sktune.files import CELLS_FOLDER
 from sktune.recipe import (
     CompareSection,
     LoadedRecipe,
@@ -23,8 +24,6 @@ from sktune.recipe import (
     load_recipe_document,
 )
 from sktune.recipe.comparing import compared_method, known_labels
-
-CELLS_FOLDER = "cells"
 
 
 @dataclass(frozen=True)

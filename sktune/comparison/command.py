@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sktune.embedded import check_fetched
+from sktune.files import COMPARISON_FILE, REPORT_FOLDER
 from sktune.process import join_ranks, leave, prepare_process
+from sktune.training.stopping import advising
 
 COMPARE_EXAMPLES = """examples:
   sktune compare recipes/compare/newswire.yaml
@@ -102,13 +103,12 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
         if not options.skip_refused or not cells:
             raise ValueError(message)
         print(message, file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that runs are ended in order
+    with advising("the same command goes on from there"):
+        ranks = join_ranks(own.distributed.timeout_seconds)
+        from sktune.comparison.runner import compare
+        from sktune.tracking.uri import hide_password
 
-    ranks = join_ranks(own.distributed.timeout_seconds)
-    from sktune.comparison.runner import compare
-    from sktune.tracking.uri import hide_password
-
-    report = compare(cells, base, overrides, folder, ranks)
+        report = compare(cells, base, overrides, folder, ranks)
     if report is not None:  # on the main rank
         _print(report, "table")
         print(f"comparison: {folder}  (report: {folder}/report/report.md)")
@@ -125,7 +125,6 @@ def run_report(options: argparse.Namespace) -> int:
     prepare_process()
     from sktune.comparison.report import build_report
     from sktune.comparison.results import read_results
-    from sktune.comparison.state import FILE
     from sktune.comparison.tables import write_report
     from sktune.recipe import TrackingSection
 
@@ -133,8 +132,8 @@ def run_report(options: argparse.Namespace) -> int:
     usual = TrackingSection().tracking_uri
     store = Path(usual.removeprefix("sqlite:///"))
     uri = options.tracking_uri or (usual if store.exists() else None)
-    if (folder / FILE).exists() or (options.tracking_uri is None and folder.is_dir()):
-        results, place = read_results(folder), folder / "report"
+    if (folder / COMPARISON_FILE).exists() or (options.tracking_uri is None and folder.is_dir()):
+        results, place = read_results(folder), folder / REPORT_FOLDER
     elif uri is None:
         raise ValueError(
             f"{folder}: no such folder; give the folder of a comparison, or the name of an MLflow experiment with "
@@ -144,7 +143,7 @@ def run_report(options: argparse.Namespace) -> int:
         from sktune.comparison.mlflow_results import read_experiment
 
         results = read_experiment(options.comparison, uri)
-        place = Path("runs") / results.name / "report"
+        place = Path("runs") / results.name / REPORT_FOLDER
     report = build_report(results)
     files = write_report(report, options.output or place)
     _print(report, options.format)

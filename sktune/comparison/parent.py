@@ -7,9 +7,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sktune.comparison.cells import CELLS_FOLDER, Cell
+from sktune.comparison.cells import Cell
 from sktune.comparison.report import Report
 from sktune.comparison.state import ComparisonState
+from sktune.files import CELLS_FOLDER, REPORT_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.metrics import SMALLER_IS_BETTER
 from sktune.tracking import Tracker, names, start_tracking
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPORT_FOLDER = "report"
 _OF_ONE_METHOD = ("method", "seed")
 
 
@@ -38,7 +38,7 @@ def start_parent(
         ValueError: where tracking cannot be used; on the main rank only.
     """
     recipe = base.recipe
-    earlier = Record.load(folder).run_id if (folder / names.STATE_FILE).exists() else None
+    earlier = Record.load(folder).run_id if (folder / TRACKING_STATE_FILE).exists() else None
     tags = {key: value for key, value in run_tags(recipe, ranks).items() if key not in _OF_ONE_METHOD}
     tracker = start_tracking(
         recipe.tracking.model_copy(update={"run_name": recipe.tracking.run_name or state.name}),
@@ -74,7 +74,7 @@ def cell_tags(cell: Cell) -> dict[str, str]:
 
 def end_abandoned_run(base: LoadedRecipe, place: Path) -> None:
     """A cell that was killed before its first checkpoint begins anew, with a new run: the old one is over."""
-    if latest_checkpoint(place) is not None or not (place / names.STATE_FILE).exists():
+    if latest_checkpoint(place) is not None or not (place / TRACKING_STATE_FILE).exists():
         return
     run_id = Record.load(place).state.run_id
     if run_id is None or not base.recipe.tracking.enabled:

@@ -10,7 +10,6 @@ import os
 import shutil
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,22 +19,29 @@ import torch
 
 from sktune.comparison.cells import Cell
 from sktune.comparison.floor import constant_answer
-from sktune.comparison.parent import REPORT_FOLDER, cell_tags, end_abandoned_run, log_report, start_parent
+from sktune.comparison.parent import cell_tags, end_abandoned_run, log_report, start_parent
 from sktune.comparison.report import Report, build_report
 from sktune.comparison.results import read_results
-from sktune.comparison.state import FILE, ComparisonState, load_state, open_folder
+from sktune.comparison.state import ComparisonState, load_state
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
+from sktune.files import (
+    COMPARISON_FILE,
+    ERROR_FILE,
+    RECIPE_FILE,
+    REPORT_FOLDER,
+    SUMMARY_FILE,
+    write_whole,
+)
 from sktune.recipe import LoadedRecipe, metrics_of
 from sktune.tracking import Tracker
 from sktune.tracking.uri import hide_password
-from sktune.training.output import RECIPE_FILE, SUMMARY_FILE
+from sktune.training.output import kept_folder
 from sktune.training.ranks import Ranks
 from sktune.training.run import train
+from sktune.training.stopping import deferred, requested
 
 logger = logging.getLogger(__name__)
-
-ERROR_FILE = "error.txt"
 
 
 def compare(
@@ -53,8 +59,7 @@ def compare(
     Raises:
         ValueError: for what makes the whole comparison impossible.
     """
-    with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(open_folder(folder)))
+    with kept_folder(folder, ranks):
         state = ranks.broadcast(ranks.on_main(lambda: _open(cells, base, overrides, folder, ranks)))
         assert state is not None
         return _compare(cells, base, state, folder, ranks)
@@ -83,8 +88,9 @@ def _compare(
         ranks.barrier()
         return report
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+        with deferred(late=False):
+            killed = bool(requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
+            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -93,7 +99,7 @@ def _open(
 ) -> ComparisonState:
     """The folder's comparison with these cells in it; on the main rank."""
     recipe = base.recipe
-    if (folder / FILE).exists():
+    if (folder / COMPARISON_FILE).exists():
         state = load_state(folder)
     elif (folder / RECIPE_FILE).exists():
         raise ValueError(
@@ -131,8 +137,7 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
     except Exception as error:
         same_on_all_ranks = isinstance(error, ValueError | FloatingPointError)
         if ranks.is_main:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+            write_whole(place / ERROR_FILE, traceback.format_exc())
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             state.note(folder, cell.name, "failed", error=message)
             logger.error("cell %s failed: %s", cell.name, message)
@@ -155,7 +160,7 @@ def _earlier_summary(place: Path) -> dict[str, Any]:
 def _report(base: LoadedRecipe, folder: Path, tracker: Tracker) -> Report:
     report = build_report(read_results(folder))
     files = write_report(report, folder / REPORT_FOLDER)
-    address = log_report(base, report, [*files, folder / FILE], tracker, folder)
+    address = log_report(base, report, [*files, folder / COMPARISON_FILE], tracker, folder)
     if address is not None:
         logger.info("side by side in MLflow: %s", address)
     return report

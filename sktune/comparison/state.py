@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sktune.comparison.cells import CELLS_FOLDER, Cell
+from sktune.comparison.cells import Cell
+from sktune.files import CELLS_FOLDER, COMPARISON_FILE, METRICS_FILE, write_whole
 
-FILE = "comparison.json"
 Status = Literal["planned", "running", "finished", "failed"]
 
 
@@ -109,7 +105,7 @@ class ComparisonState:
                     grid=cell.grid,
                     seed=cell.seed,
                     folder=folder,
-                    curves=f"{folder}/metrics.jsonl",
+                    curves=f"{folder}/{METRICS_FILE}",
                     overrides=list(cell.overrides),
                     settings=settings,
                 )
@@ -135,13 +131,7 @@ class ComparisonState:
 
     def save(self, folder: Path) -> None:
         """Writes the file; a kill leaves the old one or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / (FILE + ".partial")
-        with partial.open("w", encoding="utf-8") as handle:
-            json.dump(asdict(self), handle, indent=1, ensure_ascii=False)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, folder / FILE)
+        write_whole(folder / COMPARISON_FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
     def note(self, folder: Path, name: str, status: Status, **values: Any) -> None:
         """Sets a cell's status and other fields, and saves."""
@@ -153,39 +143,13 @@ class ComparisonState:
         self.save(folder)
 
 
-@contextmanager
-def open_folder(folder: Path) -> Iterator[None]:
-    """Keeps a comparison's folder to this process; the file is written whole, so two writers would lose cells.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"output.dir: another process is running the comparison in {folder}; wait for it, or use another "
-                "folder (--output)"
-            ) from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # empty only where the comparison was refused
-                folder.rmdir()
-    finally:
-        os.close(handle)
-
-
 def load_state(folder: Path) -> ComparisonState:
     """The comparison in a folder.
 
     Raises:
         ValueError: there is none, or the file is not one.
     """
-    path = folder / FILE
+    path = folder / COMPARISON_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         cells = [CellState(**cell) for cell in values.pop("cells")]

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sktune.comparison.pictures import draw
 from sktune.comparison.report import TARGET_SHARE, Entry, Report, Spread
+from sktune.files import write_whole
 
 FORMATS = ("table", "md", "csv", "json")
 _NONE = "-"
@@ -139,7 +140,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     markdown = as_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
     files = []
     for name, text in (("report.md", markdown), ("report.csv", as_csv(report)), ("report.json", as_json(report))):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
         files.append(folder / name)
     return files + pictures
 

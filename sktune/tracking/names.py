@@ -7,11 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-# Files in output.dir.
-METRICS_FILE = "metrics.jsonl"
-STATE_FILE = "tracking/run.json"
-RECIPE_FILE = "tracking/recipe.yaml"
-
 # Artifacts, as MLflow shows them.
 RECIPE_ARTIFACT = "recipe.yaml"
 FIGURES_FOLDER = "figures"

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sktune.files import METRICS_FILE, TRACKING_STATE_FILE, write_whole
 from sktune.tracking import names
 
 RUNNING = "RUNNING"
@@ -72,8 +73,8 @@ class Record:
     @classmethod
     def create(cls, output_dir: Path, experiment_name: str, run_name: str, tracking_uri: str) -> Record:
         """A new run; an older record in the folder is removed (`output.overwrite` decided that)."""
-        (output_dir / names.METRICS_FILE).unlink(missing_ok=True)
-        (output_dir / names.STATE_FILE).unlink(missing_ok=True)
+        (output_dir / METRICS_FILE).unlink(missing_ok=True)
+        (output_dir / TRACKING_STATE_FILE).unlink(missing_ok=True)
         local_id = f"{LOCAL_PREFIX}{uuid.uuid4().hex}"
         state = RunState(local_id, experiment_name, run_name, tracking_uri, start_time=now())
         return cls(output_dir, state)
@@ -81,7 +82,7 @@ class Record:
     @classmethod
     def resume(cls, output_dir: Path, run_id: str, experiment_name: str, run_name: str, tracking_uri: str) -> Record:
         """The record of the run `run_id`, RUNNING again; a new one for it where the folder has none."""
-        if (output_dir / names.STATE_FILE).exists():
+        if (output_dir / TRACKING_STATE_FILE).exists():
             record = cls.load(output_dir)
             if run_id in (record.state.run_id, record.state.local_id):
                 state = record.state
@@ -100,7 +101,7 @@ class Record:
         Raises:
             ValueError: there is none in the folder, or it cannot be read.
         """
-        path = output_dir / names.STATE_FILE
+        path = output_dir / TRACKING_STATE_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["artifacts"] = [ArtifactEntry(**entry) for entry in values["artifacts"]]
@@ -112,18 +113,15 @@ class Record:
 
     def save(self) -> None:
         """Write `tracking/run.json` in one step, so that a kill leaves the old or the new one."""
-        path = self.output_dir / names.STATE_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self.state), indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, path)
+        text = json.dumps(asdict(self.state), indent=1, ensure_ascii=False)
+        write_whole(self.output_dir / TRACKING_STATE_FILE, text)
 
     def append(self, metrics: Mapping[str, float], step: int) -> list[Point]:
         """Append one line to `metrics.jsonl`; returns its points."""
         # Strict JSON has no NaN or Infinity: they are written as text, which float() reads back.
         values = {key: value if math.isfinite(value) else str(value) for key, value in metrics.items()}
         entry = {"time": now(), "step": step, "metrics": values}
-        with (self.output_dir / names.METRICS_FILE).open("a+b") as file:
+        with (self.output_dir / METRICS_FILE).open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a killed run left half a line
@@ -133,7 +131,7 @@ class Record:
 
     def points(self) -> list[Point]:
         """All points of `metrics.jsonl`, oldest first; half a line left by a kill is skipped."""
-        path = self.output_dir / names.METRICS_FILE
+        path = self.output_dir / METRICS_FILE
         if not path.exists():
             return []
         result: list[Point] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sktune.files import TRACKING_RECIPE_FILE, write_whole
 from sktune.recipe.schema import TrackingSection
 from sktune.tracking import names
 from sktune.tracking.facts import system_tags
@@ -58,9 +59,9 @@ def start_tracking(
     record.add_params(names.as_params(recipe_params))
     record.state.tags.update(names.as_tags({**system_tags(), **tracking.tags, **tags}))
     record.save()
-    recipe_file = output_dir / names.RECIPE_FILE
+    recipe_file = output_dir / TRACKING_RECIPE_FILE
     text = yaml.safe_dump(_plain(recipe_params), sort_keys=False, allow_unicode=True)
-    recipe_file.write_text(text, encoding="utf-8")
+    write_whole(recipe_file, text)
     record.add_artifact(recipe_file, None)
     record.save()
     tracker = RunTracker(record, MlflowRun(uri, record) if tracking.enabled else None, uri)

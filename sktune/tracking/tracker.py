@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sktune.files import METRICS_FILE
 from sktune.tracking import names
 from sktune.tracking.interface import Status
 from sktune.tracking.record import RUNNING, Record, last_steps, now
@@ -23,6 +24,8 @@ FIRST_RETRY_SECONDS = 15.0
 LONGEST_RETRY_SECONDS = 300.0
 # How long `finish` waits for a server that is away.
 FINISH_SECONDS = 30.0
+# The same for a run that was told to stop: whoever told it waits.
+STOPPED_SECONDS = 5.0
 
 
 class RunTracker:
@@ -98,7 +101,7 @@ class RunTracker:
             error = names.shorten(message.strip().splitlines()[0], names.MAX_TAG_LENGTH)
             state.tags[names.ERROR_TAG] = error
         self._record.save()
-        deadline = time.monotonic() + FINISH_SECONDS
+        deadline = time.monotonic() + min(FINISH_SECONDS, STOPPED_SECONDS if status == "KILLED" else math.inf)
         while not self._send(force=True):
             if self._refused or time.monotonic() >= deadline:
                 logger.warning(
@@ -163,7 +166,7 @@ class RunTracker:
                 "when it is back.",
                 hide_password(self._uri),
                 first_line(error, self._uri),
-                self._record.output_dir / names.METRICS_FILE,
+                self._record.output_dir / METRICS_FILE,
             )
         self._away = True
         self._next_attempt = time.monotonic() + self._retry_seconds

@@ -28,6 +28,7 @@ from sktune.data import (
     load_splits,
     template_encoder,
 )
+from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
 from sktune.methods import build_method
 from sktune.recipe import LoadedRecipe, Recipe
 from sktune.recipe.methods import TemplateMethod
@@ -38,10 +39,6 @@ from sktune.training.ranks import Ranks
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_WEIGHTS = "adapter.safetensors"
-ADAPTER_CARD = "adapter.json"
-ADAPTER_RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,9 @@ def save_adapter(
     metrics: dict[str, float],
 ) -> None:
     """Writes a trained adapter: weights, what they belong to, and the recipe that rebuilds the rest around them."""
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = loaded.recipe
-    save_file(weights, folder / ADAPTER_WEIGHTS)
+    with whole(folder / ADAPTER_WEIGHTS) as partial:
+        save_file(weights, partial)
     card = {
         "sktune_version": __version__,
         "model": recipe.model.name_or_path,
@@ -171,8 +168,8 @@ def save_adapter(
         "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
         "metrics": metrics,
     }
-    (folder / ADAPTER_CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-    (folder / ADAPTER_RECIPE).write_text(recipe_text(loaded), encoding="utf-8")
+    write_whole(folder / ADAPTER_CARD, json.dumps(card, indent=1, ensure_ascii=False))
+    write_whole(folder / RECIPE_FILE, recipe_text(loaded))
 
 
 def recipe_text(loaded: LoadedRecipe) -> str:

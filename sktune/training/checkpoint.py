@@ -16,12 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sktune.files import ADAPTER_WEIGHTS, CHECKPOINTS_FOLDER, OPTIMIZER_WEIGHTS, PROGRESS_FILE
 from sktune.training.engine import State
-
-FOLDER = "checkpoints"
-WEIGHTS = "adapter.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-PROGRESS = "progress.json"
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Progress:
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
     """Folder of the checkpoint after `step` updates."""
-    return output_dir / FOLDER / f"step-{step:08d}"
+    return output_dir / CHECKPOINTS_FOLDER / f"step-{step:08d}"
 
 
 def save_checkpoint(output_dir: Path, weights: State, optimizer: State, progress: Progress, keep: int) -> Path:
@@ -57,9 +53,9 @@ def save_checkpoint(output_dir: Path, weights: State, optimizer: State, progress
     temporary = final.with_name(final.name + ".writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(weights, temporary / WEIGHTS)
-    save_file(optimizer, temporary / OPTIMIZER)
-    (temporary / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+    save_file(weights, temporary / ADAPTER_WEIGHTS)
+    save_file(optimizer, temporary / OPTIMIZER_WEIGHTS)
+    (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -81,8 +77,8 @@ def load_checkpoint(folder: Path) -> tuple[State, State, Progress]:
         ValueError: for a damaged or incomplete one.
     """
     try:
-        progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-        return load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), progress
+        progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+        return load_file(folder / ADAPTER_WEIGHTS), load_file(folder / OPTIMIZER_WEIGHTS), progress
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: damaged checkpoint ({error}); remove the folder to resume from an older one"
@@ -91,7 +87,7 @@ def load_checkpoint(folder: Path) -> tuple[State, State, Progress]:
 
 def list_checkpoints(output_dir: Path) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
-    folders = (output_dir / FOLDER).glob("step-*")
+    folders = (output_dir / CHECKPOINTS_FOLDER).glob("step-*")
     return sorted(int(f.name.removeprefix("step-")) for f in folders if f.name.removeprefix("step-").isdigit())
 
 

@@ -13,6 +13,7 @@ from sktune.tasks.predictions import Answers, Scores, answers_of, score
 from sktune.training.assembly import Assembly
 from sktune.training.engine import Engine
 from sktune.training.ranks import Ranks
+from sktune.training.stopping import agree, deferred
 
 
 def model_inputs(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -30,6 +31,7 @@ def labels_that_count(row: Row, task_name: str) -> int:
 
 
 @torch.no_grad()
+@deferred()
 def evaluate(
     assembly: Assembly, engine: Engine, rows: Sequence[Row], ranks: Ranks, max_batches: int | None = None
 ) -> Scores:
@@ -41,6 +43,9 @@ def evaluate(
         rows: the encoded split.
         ranks: shares the rows.
         max_batches: only so many batches of each rank (a trial run).
+
+    Raises:
+        Stopped: before a batch, on all ranks, where one was told to stop.
     """
     task = assembly.recipe.task
     batch_size = assembly.recipe.training.per_device_eval_batch_size
@@ -50,6 +55,7 @@ def evaluate(
     batches = evaluation_batches([row.length for row in rows], batch_size, ranks.world_size, ranks.rank)
     with progress("evaluating", len(batches), "batches", shown=max_batches is None) as advance:
         for numbers in batches[:max_batches]:
+            agree(ranks)
             chosen = [None if number is None else rows[number] for number in numbers]
             batch = assembly.collator(chosen)
             output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)

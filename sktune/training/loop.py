@@ -28,6 +28,7 @@ from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
 from sktune.training.head_start import set_centre
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.ranks import Ranks
+from sktune.training.stopping import Stopped, decide, deferred, votes
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,15 @@ class Loop:
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         # Before the first update there is nothing to go on from: a run of zero steps leaves no checkpoint.
         self._saved_step: int | None = self.progress.step if self.progress.step or not self.total_steps else None
+        self._votes = [0.0, 0.0]  # all ranks', on stopping
 
+    @deferred()
     def run(self) -> Progress:
         """Trains to the end, or until early stopping; leaves the best weights in the engine.
 
         Raises:
             FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
+            Stopped: where a rank was told to stop; on all ranks after the same step, of which there is a checkpoint.
         """
         if self.progress.step == 0:
             inputs = (model_inputs(batch, self.ranks.device) for batch in self._own_batches(0))
@@ -83,6 +87,8 @@ class Loop:
             self._evaluate(TRIAL_BATCHES)
         self.engine.set_training(True)
         with progress("training", self.total_steps, "steps", done=self.progress.step, tenths=False) as advance:
+            if self.progress.step:
+                self._end_step()  # a run that was stopped has not evaluated after its last step
             while self.progress.step < self.total_steps and not self._stops_early():
                 loss_sum, labels, norm, rate = self._step()
                 self.progress.unlogged_loss += loss_sum
@@ -92,10 +98,7 @@ class Loop:
                 if step % self.training.logging_steps == 0 or step == self.total_steps or step == 1:
                     self._log(self.progress.unlogged_loss / max(self.progress.unlogged_labels, 1), norm, rate)
                     self.progress.unlogged_loss, self.progress.unlogged_labels = 0.0, 0
-                if self._evaluation_is_due():
-                    self._evaluate_and_compare()
-                if self._checkpoint_is_due():
-                    self._save()
+                self._end_step()
         if self.total_steps == 0 and self.validation_rows is not None:
             self._evaluate_and_compare()
         if self.progress.step < self.total_steps:
@@ -146,7 +149,7 @@ class Loop:
                 assert output.loss is not None
                 own_loss += float(output.loss.detach())
                 self.engine.backward(output.loss)
-            (loss,) = self.ranks.sum([own_loss])
+            loss, *self._votes = self.ranks.sum([own_loss, *votes()])
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss became {loss} at step {step + 1}, before its update; lower training.learning_rate, "
@@ -160,6 +163,19 @@ class Loop:
                 )
         self.progress.step += 1
         return loss * labels, labels, norm, rate
+
+    def _end_step(self) -> None:
+        """What is due after a step: to stop, an evaluation, a checkpoint."""
+        try:
+            decide(self._votes)
+            if self._evaluation_is_due():
+                self._evaluate_and_compare()
+            if self._checkpoint_is_due():
+                self._save()
+        except Stopped as stop:
+            if stop.together:
+                self._save()
+            raise
 
     # -- around the steps -----------------------------------------------------------------------------------------
 
@@ -188,6 +204,8 @@ class Loop:
     def _evaluation_is_due(self) -> bool:
         if self.validation_rows is None:
             return False
+        if self.progress.history and self.progress.history[-1]["step"] == self.progress.step:
+            return False  # done before the run was stopped
         every = self.training.eval_steps or self.batches.steps_per_epoch
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
 

@@ -1,40 +1,69 @@
-"""The output folder of a run: what lies in it, and who may write there."""
+"""The output folder of a run: who may write there, and what a run finds there."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sktune.files import (
+    ADAPTER_FOLDER,
+    CHECKPOINTS_FOLDER,
+    DEEPSPEED_FILE,
+    EVALUATION_FOLDER,
+    FIGURES_FOLDER,
+    METRICS_FILE,
+    PREDICTIONS_FOLDER,
+    RECIPE_FILE,
+    SUMMARY_FILE,
+    TRACKING_FOLDER,
+    locked,
+    write_whole,
+)
 from sktune.recipe import LoadedRecipe, flatten, load_recipe_document
 from sktune.training.assembly import recipe_text
-from sktune.training.checkpoint import FOLDER as CHECKPOINTS
 from sktune.training.checkpoint import latest_checkpoint
 from sktune.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
-SUMMARY_FILE = "summary.json"
-DEEPSPEED_FILE = "deepspeed.json"
-ADAPTER_FOLDER = "adapter"
-PREDICTIONS_FOLDER = "predictions"
-FIGURES_FOLDER = "figures"
-EVALUATION_FOLDER = "evaluation"
 # A resumed run may change these; anything else would make it another run.
 CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "data.max_validation", "data.max_test")
 
 
-def claim_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Path | None:
-    """Makes the output folder ready for a run; one rank decides for all.
+# What a run that starts anew removes of an earlier one.
+_OF_A_RUN = (
+    *(CHECKPOINTS_FOLDER, ADAPTER_FOLDER, PREDICTIONS_FOLDER, FIGURES_FOLDER, EVALUATION_FOLDER, TRACKING_FOLDER),
+    *(METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE),
+)
 
-    Returns:
+
+@contextmanager
+def kept_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keeps an output folder to this command, by a lock that the main rank holds; see `files.locked`.
+
+    Raises:
+        ValueError: on all ranks, where another process has it.
+    """
+    with ExitStack() as stack:
+        ranks.on_main(lambda: stack.enter_context(locked(folder)))
+        yield
+
+
+@contextmanager
+def claim_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Iterator[Path | None]:
+    """Keeps the output folder to this run and makes it ready; one rank decides for all.
+
+    Yields:
         The checkpoint to resume from, or None for a run that starts anew.
 
     Raises:
-        ValueError: where the folder holds a run that this one neither continues nor may replace.
+        ValueError: where the folder holds a run that this one neither continues nor may replace, or one is going on.
     """
-    return ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
+    with kept_folder(output_dir, ranks):
+        yield ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
 
 
 def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
@@ -49,12 +78,10 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
     if checkpoint is not None:
         _check_same_run(loaded, output_dir / RECIPE_FILE)
     elif used:
-        for name in (CHECKPOINTS, ADAPTER_FOLDER, PREDICTIONS_FOLDER, FIGURES_FOLDER, EVALUATION_FOLDER, "tracking"):
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in ("metrics.jsonl", SUMMARY_FILE, DEEPSPEED_FILE):
-            (output_dir / name).unlink(missing_ok=True)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / RECIPE_FILE).write_text(recipe_text(loaded), encoding="utf-8")
+        for name in _OF_A_RUN:
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_whole(output_dir / RECIPE_FILE, recipe_text(loaded))
     return checkpoint
 
 

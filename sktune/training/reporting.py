@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.backbone.quantized import FrozenLinear
+from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
 from sktune.recipe import Recipe, metrics_of
 from sktune.recipe.methods import TemplateMethod
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
-from sktune.tracking.names import COMPARE_PREFIX, FIGURES_FOLDER
+from sktune.tracking.names import COMPARE_PREFIX
 from sktune.training.assembly import Assembly
 from sktune.training.ranks import Ranks
 from sktune.training.untrained import Untrained
@@ -138,24 +139,23 @@ def log_results(
     """Sends final numbers, the adapter, test predictions and a picture of them to the tracker. Main rank only."""
     tracker.log_summary(summary)
     tracker.log_metrics(headline(assembly.recipe, summary), int(summary["steps"]))
-    tracker.log_artifact(output_dir / "adapter")
+    tracker.log_artifact(output_dir / ADAPTER_FOLDER)
     if test is None:
         return
-    predictions = write_predictions(test, output_dir / "predictions" / "test.jsonl")
-    tracker.log_artifact(predictions, "predictions")
+    predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / "test.jsonl")
+    tracker.log_artifact(predictions, PREDICTIONS_FOLDER)
     if test.per_type:
-        picture = per_type_f1_figure(test.per_type, output_dir / "figures" / "test_f1_by_type.png")
+        picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / "test_f1_by_type.png")
         tracker.log_artifact(picture, FIGURES_FOLDER)
     elif test.references and assembly.labels is not None:
         picture = confusion_matrix_figure(
-            test.references, test.predictions, assembly.labels, output_dir / "figures" / "test_confusion.png"
+            test.references, test.predictions, assembly.labels, output_dir / FIGURES_FOLDER / "test_confusion.png"
         )
         tracker.log_artifact(picture, FIGURES_FOLDER)
 
 
 def write_predictions(scores: Scores, path: Path) -> Path:
     """One JSON object per example."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(record, ensure_ascii=False) for record in scores.records)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
     return path

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sktune.data import EncodedSplit
+from sktune.files import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, write_whole
 from sktune.optimization.deepspeed_config import size_deepspeed_config
 from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import LoadedRecipe
 from sktune.tasks import fold_centre, put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
+from sktune.training import stopping
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
 from sktune.training.deepspeed_engine import DeepSpeedEngine
@@ -28,7 +27,7 @@ from sktune.training.evaluation import evaluate
 from sktune.training.head_start import set_prior
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
-from sktune.training.output import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, claim_output
+from sktune.training.output import claim_output
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 from sktune.training.reporting import decisions, log_results, run_name, run_tags
@@ -48,10 +47,17 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
     Raises:
         ValueError: for whatever the user can correct.
         FloatingPointError: where the loss stops being a number.
+        Stopped: where the command was told to stop.
     """
+    output_dir = Path(loaded.recipe.output.dir)
+    with claim_output(loaded, output_dir, ranks) as checkpoint:
+        return _run(loaded, ranks, tags or {}, output_dir, checkpoint)
+
+
+def _run(
+    loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str], output_dir: Path, checkpoint: Path | None
+) -> dict[str, Any]:
     recipe = loaded.recipe
-    output_dir = Path(recipe.output.dir)
-    checkpoint = claim_output(loaded, output_dir, ranks)
     weights, moments, progress = load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())
     tracker: Tracker | None = None
     started = time.time()
@@ -60,7 +66,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
             start_tracking,
             recipe.tracking,
             recipe_params=loaded.loggable(),
-            tags={**run_tags(recipe, ranks), **(tags or {})},
+            tags={**run_tags(recipe, ranks), **tags},
             run_name=run_name(recipe),
             run_id=progress.run_id,
             output_dir=output_dir,
@@ -83,23 +89,25 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
         tracker.set_tags({"zero_stage": stage})
         if ds_config is not None and ranks.is_main:
-            (output_dir / DEEPSPEED_FILE).write_text(json.dumps(ds_config, indent=1), encoding="utf-8")
+            write_whole(output_dir / DEEPSPEED_FILE, json.dumps(ds_config, indent=1))
             tracker.log_artifact(output_dir / DEEPSPEED_FILE)
         at_rest = frozen_bytes(assembly.model.backbone)
         progress = loop.run()
         test_rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw else None
         test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
-        final_weights = fold_centre(engine.weights())
-        summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
-        summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
-        ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
-        tracker.finish("FINISHED")
-        ranks.barrier()
+        with stopping.deferred():  # what has come this far is completed
+            final_weights = fold_centre(engine.weights())
+            summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
+            summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
+            ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
+            tracker.finish("FINISHED")
+            ranks.barrier()
         return summary
     except BaseException as error:
         if tracker is not None:
-            killed = isinstance(error, KeyboardInterrupt | SystemExit)
-            with _without_termination():
+            # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
+            with stopping.deferred(late=False):
+                killed = bool(stopping.requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
                 tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
         raise
 
@@ -115,21 +123,8 @@ def _keep_results(
     output_dir = Path(loaded.recipe.output.dir)
     metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
     save_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, assembly.labels, metrics)
-    (output_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_whole(output_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
     log_results(tracker, output_dir, assembly, test, summary)
-
-
-@contextmanager
-def _without_termination() -> Iterator[None]:
-    # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
