@@ -105,6 +105,12 @@ class TunedModel(nn.Module):
         return {CENTRE: self.head.centre.cpu().clone()} if isinstance(self.head, TrainedHead) else {}
 
     @torch.no_grad()
+    def put_constants(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Takes over the constants of saved weights; where they have none, the head's centre becomes zero."""
+        if isinstance(self.head, TrainedHead):
+            self.head.centre.copy_(weights.get(CENTRE, torch.zeros_like(self.head.centre)))
+
+    @torch.no_grad()
     def start_head(self, batch: Mapping[str, Any], labels: torch.Tensor | None = None) -> None:
         """Starts the head for a training loop of your own, as a run of a recipe does; once, before the first step.
 
@@ -241,8 +247,7 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
         for name, parameter in parameters.items():
             with _whole(parameter):
                 parameter.copy_(weights[name])
-        if isinstance(model.head, TrainedHead):
-            model.head.centre.copy_(weights.get(CENTRE, torch.zeros_like(model.head.centre)))
+    model.put_constants(weights)
 
 
 def fold_centre(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

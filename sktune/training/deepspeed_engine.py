@@ -142,6 +142,7 @@ class DeepSpeedEngine:
             for name, p in parameters:
                 if p.numel():
                     p.copy_(weights[name])
+        self.model.put_constants(weights)
 
 
 class _GatheredForUse(nn.ParameterList):

@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: State) -> None:
-        """Replaces the trainable parameters, for evaluation (not to train on)."""
+        """Replaces the trainable parameters and the constants, for evaluation (not to train on)."""
         ...
 
 

@@ -78,3 +78,4 @@ class PlainEngine:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(weights[name])
+        self.model.put_constants(weights)

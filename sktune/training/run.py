@@ -93,10 +93,12 @@ def _run(
             tracker.log_artifact(output_dir / DEEPSPEED_FILE)
         at_rest = frozen_bytes(assembly.model.backbone)
         progress = loop.run()
+        final_weights = fold_centre(engine.weights())
+        if assembly.model.constants():
+            engine.load_weights(final_weights)  # what is scored is what is saved
         test_rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw else None
         test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
         with stopping.deferred():  # what has come this far is completed
-            final_weights = fold_centre(engine.weights())
             summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
             summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
             ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
