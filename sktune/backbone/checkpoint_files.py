@@ -15,6 +15,8 @@ from sktune.recipe.schema import ModelSection
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
+MAPPED_BYTES = 2**28
+"""Read before the files are opened anew: until then, the pages that were read count as the process's memory."""
 
 
 def find_weights(model: ModelSection) -> list[Path]:
@@ -52,9 +54,9 @@ class Checkpoint:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[Path, Any] = {}
         self._files: dict[str, Path] = {}
-        self._last_read: tuple[str, Any] = ("", None)
+        self._mapped = 0
         for file in files:
             try:
                 handle = safe_open(file, framework="pt")
@@ -63,19 +65,22 @@ class Checkpoint:
                     f"model.name_or_path: {file} is truncated or damaged ({error}); download or copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 - not a mapping
-                self._handles[name] = handle
                 self._files[name] = file
+            self._handles[file] = handle
 
     def names(self) -> list[str]:
         """Names of all tensors, as the files spell them."""
-        return list(self._handles)
+        return list(self._files)
+
+    def _slice(self, name: str) -> Any:
+        return self._handles[self._files[name]].get_slice(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor in its file."""
-        wide = {"F64": 8, "F32": 4}.get(self._handles[name].get_slice(name).get_dtype(), 2)
+        wide = {"F64": 8, "F32": 4}.get(self._slice(name).get_dtype(), 2)
         return torch.Size(self.shape(name)).numel() * wide
 
     def check_is_float(self, name: str) -> None:
@@ -84,7 +89,7 @@ class Checkpoint:
         Raises:
             ValueError: naming the tensor and its file.
         """
-        dtype = self._handles[name].get_slice(name).get_dtype()
+        dtype = self._slice(name).get_dtype()
         if dtype not in FLOATS:
             raise ValueError(
                 f"model.name_or_path: {self.file(name)}: tensor {name} is {dtype}, not {', '.join(FLOATS)}: already "
@@ -93,7 +98,7 @@ class Checkpoint:
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors of one shape hold the same numbers."""
-        stored = (self._opened(name).get_slice(name) for name in (one, other))
+        stored = (self._slice(name) for name in (one, other))
         first, second = stored
         rows = first.get_shape()[0] if first.get_shape() else 0
         return all(torch.equal(first[i : i + 1024], second[i : i + 1024]) for i in range(0, rows, 1024))
@@ -102,23 +107,25 @@ class Checkpoint:
         """The file a tensor is in."""
         return self._files[name]
 
-    def _opened(self, name: str) -> Any:
-        # A handle for each tensor: what is read of a mapped file stays in memory until it is closed.
-        if self._last_read[0] != name:
-            self._last_read = name, safe_open(self._files[name], framework="pt")
-        return self._last_read[1]
+    def _count(self, read: torch.Tensor) -> None:
+        self._mapped += read.nbytes
+        if self._mapped > MAPPED_BYTES:
+            self._handles = {file: safe_open(file, framework="pt") for file in self._handles}
+            self._mapped = read.nbytes
 
     def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A whole tensor, as memory of its own (not the file's)."""
-        stored: torch.Tensor = self._opened(name).get_tensor(name)
+        stored: torch.Tensor = self._handles[self._files[name]].get_tensor(name)
+        self._count(stored)
         return stored.to(device=device, dtype=dtype, copy=True)
 
     def rows(
         self, name: str, start: int, stop: int, *, transposed: bool, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """Rows start to stop of a matrix; only they are read. `transposed`: of the stored one's transpose."""
-        stored = self._opened(name).get_slice(name)
+        stored = self._slice(name)
         part: torch.Tensor = stored[:, start:stop].T if transposed else stored[start:stop]
+        self._count(part)
         return part.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
