@@ -16,19 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import socket
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from launching import RESULTS, ROOT, deepspeed, facts, read_result, save
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "real_data.json"
+RESULT = RESULTS / "real_data.json"
 KEPT = ("test/", "validation/", "steps", "trainable_parameters", "all_parameters")
 
 TOKENS = {"task": {"name": "token_classification"}}
@@ -104,17 +101,10 @@ def recipe(model: str, dataset: str, method: str, data: Path, output: Path) -> d
 
 def run(cell: tuple[str, str, str], data: Path) -> dict[str, Any]:
     """One cell's summary, or its failure."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder) / "recipe.yaml", Path(folder) / "run"
         file.write_text(yaml.safe_dump(recipe(*cell, data, output)), encoding="utf-8")
-        command = [
-            str(Path(sys.executable).with_name("deepspeed")),
-            *("--num_gpus", "2", "--master_port", str(port), "--log_level", "warning"),
-            *(str(ROOT / "launchers" / "train.py"), "--recipe", str(file)),
-        ]
+        command = deepspeed(ROOT / "launchers" / "train.py", "--recipe", file, ranks=2)
         finished = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False)
         if finished.returncode:
             return {"status": f"failed with exit status {finished.returncode}"}
@@ -127,24 +117,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], help="cells whose name contains one of these")
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"cells": {}}
-    packages = ("torch", "transformers", "deepspeed", "bitsandbytes")
-    result["environment"] = {
-        "ranks": 2,
-        "zero_stage": 3,
-        "cpu": platform.processor() or platform.machine(),
-        "threads_per_rank": 1,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
+    result = read_result(RESULT, {"cells": {}})
+    result["environment"] = {"ranks": 2, "zero_stage": 3, "threads_per_rank": 1, **facts()}
     for cell in CELLS:
         name = "/".join(cell)
         if name in result["cells"] or (options.only and not any(part in name for part in options.only)):
             continue
         print(f"== {name}", flush=True)
         result["cells"][name] = run(cell, options.data.resolve())
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        save(result, RESULT)
 
 
 if __name__ == "__main__":

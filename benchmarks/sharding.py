@@ -16,26 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from launching import RESULTS, ROOT, cpu_environment, deepspeed, facts, read_result, save
 from sharding_bars import bars, cell_name, compare_plan
 from sharding_meter import check
 from sharding_model import FULL, SMALL, UNEVEN, write_model
 from sharding_report import print_bars, write_report
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "sharding.json"
+RESULT = RESULTS / "sharding.json"
 LOSSES = 20
-PACKAGES = ("torch", "transformers", "deepspeed", "bitsandbytes")
 
 Jobs = dict[str, dict[str, Any]]
 
@@ -72,14 +67,8 @@ def launch(ranks: int, jobs: Jobs, folder: Path) -> dict[str, Any]:
     file.write_text(json.dumps(jobs), encoding="utf-8")
     result = file.with_suffix(".result.json")
     result.unlink(missing_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    starter = Path(sys.executable).with_name("deepspeed")
-    command = [str(starter), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", "warning"]
-    command += [str(ROOT / "benchmarks" / "sharding_cell.py"), str(file)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, check=False)
+    command = deepspeed(ROOT / "benchmarks" / "sharding_cell.py", file, ranks=ranks)
+    finished = subprocess.run(command, env=cpu_environment(), check=False)
     # A process group sometimes ends badly after all is written.
     if not result.exists():
         return {"status": f"failed with exit status {finished.returncode}"}
@@ -99,15 +88,8 @@ def main() -> int:
         folder = Path(temporary)
         path: Path = options.output or (folder / "result.json" if options.small else RESULT)
         shape = SMALL if options.small else FULL
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
-        result["environment"] = {
-            "device": "CPU",
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads_per_rank": 1,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        }
+        result = read_result(path, {"cells": {}})
+        result["environment"] = {"device": "CPU", "threads_per_rank": 1, **facts()}
         result["model"] = shape
         result["instrument_check"] = check()
         if not options.compare_plan:
@@ -139,12 +121,6 @@ def measure(
         result["cells"][name] = launch(ranks, jobs, folder)
         print(f"   {time.monotonic() - started:.0f} s", flush=True)
         save(result, path)
-
-
-def save(result: dict[str, Any], path: Path) -> None:
-    """Writes the result as it is now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

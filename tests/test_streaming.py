@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -949,3 +950,42 @@ def test_the_backbone_goes_where_the_placement_says(folders: dict[tuple[str, boo
     model = ModelSection(name_or_path=str(folders["llama", True]), dtype="float32")
     backbone = load_backbone(model, QuantizationSection(**BITS["nf4"]), placement=placement)
     assert len([call for call in placement.calls if call[0] == "parameter"]) == len(list(backbone.parameters()))
+
+
+# -- memory of the process --
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Bytes of a folder's files that count as this process's memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.parametrize("bits", [None, "nf4"])
+def test_what_was_read_of_a_file_does_not_stay_in_memory(
+    bits: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny_network("llama", hidden_size=256, num_hidden_layers=20)
+    save(network, tmp_path)
+    stored, largest = (tmp_path / SINGLE).stat().st_size, max(p.nbytes for p in network.parameters())
+    found = []
+
+    class Watcher(Recorder):
+        def parameter(self, value: torch.Tensor) -> nn.Parameter:
+            if len(self.calls) % 30 == 0:  # asking takes longer than loading
+                found.append(mapped_bytes(tmp_path))
+            return super().parameter(value)
+
+    load(tmp_path, bits, placement=Watcher())
+    assert max(found) > 0.7 * stored  # within the limit, files stay open
+    found.clear()
+    monkeypatch.setattr(checkpoint_files, "MAPPED_BYTES", 2 * largest)
+    load(tmp_path, bits, placement=Watcher())
+    # A page fault brings in its neighbours.
+    assert max(found) < 3 * largest + 2**20 < 0.5 * stored
+    assert mapped_bytes(tmp_path) == 0

@@ -18,6 +18,8 @@ from sktune.recipe.schema import ModelSection
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
+MAPPED_BYTES = 2**28
+"""Read before the files are opened anew: until then, the pages that were read count as the process's memory."""
 
 
 class WeightSource(Protocol):
@@ -105,9 +107,9 @@ class SafetensorsWeights:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[Path, Any] = {}
         self._files: dict[str, Path] = {}
-        self._last_read: tuple[str, Any] = ("", None)
+        self._mapped = 0
         for file in files:
             try:
                 handle = safe_open(file, framework="pt")
@@ -116,22 +118,25 @@ class SafetensorsWeights:
                     f"model.name_or_path: {file} is truncated or damaged ({error}); download or copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 - not a mapping
-                self._handles[name] = handle
                 self._files[name] = file
+            self._handles[file] = handle
 
     def names(self) -> list[str]:
-        return list(self._handles)
+        return list(self._files)
+
+    def _slice(self, name: str) -> Any:
+        return self._handles[self._files[name]].get_slice(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def nbytes(self, name: str) -> int:
-        wide = {"F64": 8, "F32": 4}.get(self._handles[name].get_slice(name).get_dtype(), 2)
+        wide = {"F64": 8, "F32": 4}.get(self._slice(name).get_dtype(), 2)
         return torch.Size(self.shape(name)).numel() * wide
 
     def check_is_float(self, name: str) -> None:
         """Refuses integers and 8-bit floats: weights that something else has quantized."""
-        dtype = self._handles[name].get_slice(name).get_dtype()
+        dtype = self._slice(name).get_dtype()
         if dtype not in FLOATS:
             raise ValueError(
                 f"model.name_or_path: {self.file(name)}: tensor {name} is {dtype}, not {', '.join(FLOATS)}: already "
@@ -141,19 +146,21 @@ class SafetensorsWeights:
     def file(self, name: str) -> Path:
         return self._files[name]
 
-    def _opened(self, name: str) -> Any:
-        # A handle for each tensor: what is read of a mapped file stays in memory until it is closed.
-        if self._last_read[0] != name:
-            self._last_read = name, safe_open(self._files[name], framework="pt")
-        return self._last_read[1]
+    def _count(self, read: torch.Tensor) -> None:
+        self._mapped += read.nbytes
+        if self._mapped > MAPPED_BYTES:
+            self._handles = {file: safe_open(file, framework="pt") for file in self._handles}
+            self._mapped = read.nbytes
 
     def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        stored: torch.Tensor = self._opened(name).get_tensor(name)
+        stored: torch.Tensor = self._handles[self._files[name]].get_tensor(name)
+        self._count(stored)
         return stored.to(device=device, dtype=dtype, copy=True)
 
     def rows(
         self, name: str, start: int, stop: int, *, transposed: bool, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        stored = self._opened(name).get_slice(name)
+        stored = self._slice(name)
         part: torch.Tensor = stored[:, start:stop].T if transposed else stored[start:stop]
+        self._count(part)
         return part.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
