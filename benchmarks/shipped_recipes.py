@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
-import socket
 import subprocess
-import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "shipped_recipes.json"
+from launching import RESULTS, ROOT, deepspeed, facts, read_result, save
+
+RESULT = RESULTS / "shipped_recipes.json"
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("smollm2_*.yaml"))
 KEPT = re.compile(r"test/|validation/|speed/real|steps$|wall_seconds|trainable_parameters|all_parameters")
-PACKAGES = ("torch", "transformers", "deepspeed", "bitsandbytes")
 
 
 def local_data(name: str, data: Path) -> list[str]:
@@ -45,19 +41,12 @@ def local_data(name: str, data: Path) -> list[str]:
 
 def run(name: str, data: Path, overrides: list[str]) -> dict[str, Any]:
     """A recipe's summary, or its failure."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        command = [
-            str(Path(sys.executable).with_name("deepspeed")),
-            *("--num_gpus", "2", "--master_port", str(port), "--log_level", "warning"),
-            *(str(ROOT / "launchers" / "train.py"), "--recipe", str(ROOT / "recipes" / f"{name}.yaml")),
-            *local_data(name, data),
-            *(f"output.dir={output}", f"tracking.tracking_uri=sqlite:///{folder}/mlflow.db"),
-            *overrides,
-        ]
+        places = [f"output.dir={output}", f"tracking.tracking_uri=sqlite:///{folder}/mlflow.db"]
+        recipe = ROOT / "recipes" / f"{name}.yaml"
+        train = ROOT / "launchers" / "train.py"
+        command = deepspeed(train, "--recipe", recipe, *local_data(name, data), *places, *overrides, ranks=2)
         finished = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=False)
         if finished.returncode:
             return {"status": f"failed with exit status {finished.returncode}"}
@@ -89,15 +78,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="recipes whose name contains one of these")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="section.field=value", help="a trial; not kept")
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"recipes": {}}
-    result["environment"] = {
-        "ranks": 2,
-        "zero_stage": 3,
-        "cores": os.cpu_count(),
-        "cpu": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
+    result = read_result(RESULT, {"recipes": {}})
+    result["environment"] = {"ranks": 2, "zero_stage": 3, **facts()}
     for name in RECIPES:
         known = name in result["recipes"] and not options.overrides
         if known or (options.only and not any(part in name for part in options.only)):
@@ -109,7 +91,7 @@ def main() -> None:
         if options.overrides:
             continue
         result["recipes"][name] = found
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        save(result, RESULT)
 
 
 if __name__ == "__main__":

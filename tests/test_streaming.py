@@ -984,7 +984,7 @@ def test_what_was_read_of_a_file_does_not_stay_in_memory(
     load(tmp_path, bits, placement=Watcher())
     assert max(found) > 0.7 * stored  # within the limit, files stay open
     found.clear()
-    monkeypatch.setattr(checkpoint_files, "MAPPED_BYTES", 2 * largest)
+    monkeypatch.setattr(weights, "MAPPED_BYTES", 2 * largest)
     load(tmp_path, bits, placement=Watcher())
     # A page fault brings in its neighbours.
     assert max(found) < 3 * largest + 2**20 < 0.5 * stored
