@@ -1,4 +1,4 @@
-"""Where a trained head starts: the prior of the labels, its input less what is common to the first global batch."""
+"""Where a trained head starts: the prior of the labels, its input less what is common to the first global batches."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_centre_of_tokens_is_the_mean_of_the_positions_that_count(side: str)
 
 @pytest.mark.parametrize("task", WITH_HEAD)
 def test_the_centre_is_of_the_global_batch_however_it_is_cut(workshop: Workshop, task: str) -> None:
-    # 22 rows; 3 does not divide them, so the last micro batch is short or empty.
+    # 22 rows, read twice; 3 does not divide them, so the last micro batch is short or empty.
     for micro, accumulation in ((22, 1), (1, 22), (3, 8)):
         shape: Sections = {
             "training": {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation},
