@@ -221,7 +221,9 @@ def main() -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers")},
     }
-    chosen = [("miniature/sentiment", "head_only", head, 42) for head in HEADS] if options.small else cells(options.seeds)
+    chosen = (
+        [("miniature/sentiment", "head_only", head, 42) for head in HEADS] if options.small else cells(options.seeds)
+    )
     with tempfile.TemporaryDirectory() as work:
         folders = {} if options.small else prepare(options, Path(work))
         for cell in chosen:
