@@ -41,7 +41,6 @@ from sktune.training.run import train
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "head_start.json"
 HEADS = ("random", "started")
-SEEDS = (42, 43, 44)
 FIRST = 16
 """Steps whose losses are averaged."""
 SHORT = 18
@@ -78,12 +77,12 @@ RATES = {"head_only": 1e-2, "sk_prefix": 1e-2, "lora": 1e-3}
 """Of what the method trains besides the head, whose rate is 0.01."""
 
 
-def cells() -> list[tuple[str, str, str, int]]:
-    """(study, method, head, seed) of all; SK-Prefix on SmolLM2 comes first, the seeds one after another."""
+def cells(seeds: list[int]) -> list[tuple[str, str, str, int]]:
+    """(study, method, head, seed) of all."""
     return [
         (study, method, head, seed)
         for study in STUDIES
-        for seed in SEEDS
+        for seed in seeds
         for method in ("sk_prefix", "head_only", "lora")
         for head in HEADS
     ]
@@ -176,7 +175,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     ]
     for study, (_, _, steps, score) in STUDIES.items():
         for method in RATES:
-            of_head = {h: [v for s in SEEDS if (v := found.get(f"{study}/{method}/{h}/{s}"))] for h in HEADS}
+            of_head = {
+                head: [run for name, run in found.items() if name.startswith(f"{study}/{method}/{head}/")]
+                for head in HEADS
+            }
             if not all(of_head.values()):
                 continue
             firsts = {head: [loss for run in runs for loss in run["losses"][:FIRST]] for head, runs in of_head.items()}
@@ -202,6 +204,7 @@ def main() -> None:
     for name in ("data", "ratings", "smollm2", "minilm"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="cells whose name contains one of these")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[42, 43, 44])
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--report", action="store_true", help="print the table and run nothing")
     parser.add_argument("--small", action="store_true", help="two little cells on what comes with sktune")
@@ -218,7 +221,9 @@ def main() -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers")},
     }
-    chosen = [("miniature/sentiment", "head_only", head, 42) for head in HEADS] if options.small else cells()
+    chosen = (
+        [("miniature/sentiment", "head_only", head, 42) for head in HEADS] if options.small else cells(options.seeds)
+    )
     with tempfile.TemporaryDirectory() as work:
         folders = {} if options.small else prepare(options, Path(work))
         for cell in chosen:

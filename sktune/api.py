@@ -33,7 +33,7 @@ def attach(
     `logits`: usable in a plain PyTorch loop and in `transformers.Trainer`. Train `trainable_parameters()`, keep
     them with `save_adapter`.
 
-    A head starts at zero; call `start_head` with the first training batch before the first step: its input is then
+    A head starts at zero; call `start_head` with a batch of training examples before the first step: its input is then
     taken less what is common to all inputs, without which the first steps make a decoder's answers worse.
 
     The text opens the sequence, BOS included, so tokenize a decoder's inputs with `add_special_tokens=False`.

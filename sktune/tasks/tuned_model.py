@@ -118,7 +118,7 @@ class TunedModel(nn.Module):
         from now on taken less the mean of its input on this batch. Without this call it starts at zero, uncentred.
 
         Args:
-            batch: what `forward` takes, with `labels`: the first training batch.
+            batch: what `forward` takes, with `labels`: some dozens of training examples.
             labels: [N], of the whole training data, those that count; None: those of the batch.
 
         Raises:

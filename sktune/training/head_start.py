@@ -12,6 +12,14 @@ from sktune.tasks.heads import TrainedHead, summed_features
 from sktune.training.engine import Engine
 from sktune.training.ranks import Ranks
 
+CENTRE_BATCHES = 2
+"""Global batches that are read for the centre: the first, and the one after it.
+
+With the first alone, the first gradient of a class that it lacks would be zero but for rounding (the same small
+probability times what sums to zero), and AdamW would make a step of the rate of that, another one for each way to cut
+the batch.
+"""
+
 
 def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
     """Sets the head's bias from the labels of all training rows, which every rank has.
@@ -26,7 +34,7 @@ def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
 
 @torch.no_grad()
 def set_centre(model: TunedModel, engine: Engine, batches: Iterable[dict[str, torch.Tensor]], ranks: Ranks) -> None:
-    """Reads this rank's share of the first global batch for the head's centre; every rank takes part.
+    """Reads this rank's share of the first global batches for the head's centre; every rank takes part.
 
     In evaluation mode: the mean is to be of what the model reads, not of one draw of dropout, which differs by rank.
     """

@@ -25,7 +25,7 @@ from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
 from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
-from sktune.training.head_start import set_centre
+from sktune.training.head_start import CENTRE_BATCHES, set_centre
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.ranks import Ranks
 from sktune.training.stopping import Stopped, decide, deferred, votes
@@ -81,7 +81,8 @@ class Loop:
             Stopped: where a rank was told to stop; on all ranks after the same step, of which there is a checkpoint.
         """
         if self.progress.step == 0:
-            inputs = (model_inputs(batch, self.ranks.device) for batch in self._own_batches(0))
+            batches = (batch for step in range(CENTRE_BATCHES) for batch in self._own_batches(step))
+            inputs = (model_inputs(batch, self.ranks.device) for batch in batches)
             set_centre(self.assembly.model, self.engine, inputs, self.ranks)
         if self.validation_rows is not None and self.progress.step < self.total_steps:
             self._evaluate(TRIAL_BATCHES)
