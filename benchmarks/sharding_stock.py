@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from stock_quantization import quantization_config
 from torch import nn
-from transformers import AutoModel, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.integrations import HfDeepSpeedConfig
 
 from sktune.backbone import Backbone, load_tokenizer
@@ -23,16 +24,9 @@ from sktune.training.sharding import decide_sharding
 
 def load_stock(recipe: Recipe) -> PreTrainedModel:
     """The model as `from_pretrained` gives it under ZeRO-3: transformers shards it at once unless it is quantized."""
-    quantization = recipe.quantization
     arguments: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "attn_implementation": "sdpa"}
-    if quantization.bits is not None:
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=quantization.load_in_4bit,
-            load_in_8bit=quantization.load_in_8bit,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, recipe.model.dtype),
-        )
+    if recipe.quantization.bits is not None:
+        arguments["quantization_config"] = quantization_config(recipe)
     # transformers asks whether such an object lives; without the second section ZeRO-3 would make it fp32.
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     zero3 = HfDeepSpeedConfig({**config, "bf16": {"enabled": recipe.model.dtype == "bfloat16"}})
