@@ -44,12 +44,13 @@ def read_gguf_config(path: Path) -> PretrainedConfig:
     header = _understood_header(path)
     architecture = header.fields["general.architecture"]
     found: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in header.tensors}
+    table: Any = GGUF_CONFIG_MAPPING  # section -> key of the file -> field of the configuration, or None
     for section in (architecture, "tokenizer"):
-        for key, name in GGUF_CONFIG_MAPPING[section].items():
+        for key, name in table[section].items():
             if name is not None and f"{section}.{key}" in header.fields:
                 found[name] = header.fields[f"{section}.{key}"]
     found.setdefault("vocab_size", header.fields.get("tokenizer.ggml.tokens"))
-    missing = [key for key, name in GGUF_CONFIG_MAPPING[architecture].items() if name in _NEEDED and name not in found]
+    missing = [key for key, name in table[architecture].items() if name in _NEEDED and name not in found]
     if missing or found["vocab_size"] is None:
         raise ValueError(
             f"model.name_or_path: {path} does not say its {', '.join(missing) or 'vocabulary'}; give the folder of "
