@@ -348,14 +348,18 @@ def test_a_truncated_file(kept: int, tmp_path: Path) -> None:
 
 def test_a_damaged_header(tmp_path: Path) -> None:
     """Nothing but a ValueError, whatever a byte of the header becomes."""
-    content = write(tmp_path / "m.gguf", tokenizer=False).read_bytes()
-    path, messages = tmp_path / "damaged.gguf", set()
-    for place in range(0, min(len(content), 1500), 3):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+    path, messages = write(tmp_path / "m.gguf", tokenizer=False), set()
+    content = path.read_bytes()[:1500]
+    for place in range(0, len(content), 29):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes([content[place] ^ 0xFF]))
         try:
             read_config(ModelSection(name_or_path=str(path)))
         except ValueError as error:
             messages.add(str(error))
+        with path.open("r+b") as file:
+            file.write(content)
     assert messages
     assert all(message.startswith("model.name_or_path: ") for message in messages)
 
@@ -372,6 +376,7 @@ def test_another_file_with_that_name(tmp_path: Path) -> None:
         (lambda writer: writer.add_uint16("split.count", 3), "3 parts of a split GGUF file.*--merge"),
         (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), r"rotary frequencies \(yarn\)"),
         (lambda writer: writer.add_expert_count(8), "mixture of experts"),
+        (lambda writer: writer.add_string("general.alignment", "x"), "truncated or damaged"),
         (lambda writer: writer.add_type("adapter"), "of the type 'adapter'"),
     ],
 )

@@ -432,6 +432,16 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "model.revision",
         changed({"model": {"revision": "main", "name_or_path": "some/llama"}}),
     ),
+    "gguf_file_is_inside_a_folder": (
+        changed({"model": {"name_or_path": "some/m.gguf", "gguf_file": "n.gguf"}}),
+        "model.gguf_file",
+        changed({"model": {"name_or_path": "some/llama-GGUF", "gguf_file": "n.gguf"}}),
+    ),
+    "gguf_has_neither_revision_nor_code": (
+        changed({"model": {"name_or_path": "some/m.gguf", "revision": "main"}}),
+        "model.revision",
+        changed({"model": {"name_or_path": "some/llama-GGUF", "gguf_file": "n.gguf", "revision": "main"}}),
+    ),
     "text_says_something": (
         changed({"method": {"text": "  "}}),
         "method.text",

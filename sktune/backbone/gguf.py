@@ -44,18 +44,23 @@ def read_gguf_config(path: Path) -> PretrainedConfig:
     header = _understood_header(path)
     architecture = header.fields["general.architecture"]
     found: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in header.tensors}
+    table: Any = GGUF_CONFIG_MAPPING  # section -> key of the file -> field of the configuration, or None
     for section in (architecture, "tokenizer"):
-        for key, name in GGUF_CONFIG_MAPPING[section].items():
+        for key, name in table[section].items():
             if name is not None and f"{section}.{key}" in header.fields:
                 found[name] = header.fields[f"{section}.{key}"]
     found.setdefault("vocab_size", header.fields.get("tokenizer.ggml.tokens"))
-    missing = [key for key, name in GGUF_CONFIG_MAPPING[architecture].items() if name in _NEEDED and name not in found]
+    missing = [key for key, name in table[architecture].items() if name in _NEEDED and name not in found]
     if missing or found["vocab_size"] is None:
         raise ValueError(
             f"model.name_or_path: {path} does not say its {', '.join(missing) or 'vocabulary'}; give the folder of "
             "safetensors it was made from"
         )
-    return AutoConfig.for_model(architecture, **found)
+    try:
+        return AutoConfig.for_model(architecture, **found)
+    except Exception as error:  # transformers' checks of types and ranges raise several kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model.name_or_path: {path} describes an impossible model ({reason})") from error
 
 
 def load_gguf_tokenizer(path: Path, field: str) -> PreTrainedTokenizerBase:
@@ -98,7 +103,7 @@ def _understood_header(path: Path, field: str = "model.name_or_path") -> Header:
     scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
     if scaling == "none" and any(name.startswith("rope_") for name in header.tensors):
         scaling = "by factors of its own"
-    if fields.get("split.count", 1) > 1:
+    if fields.get("split.count", 1) not in (0, 1):
         why = (
             f"is one of {fields['split.count']} parts of a split GGUF file; put them together first "
             "(`llama-gguf-split --merge FIRST_PART WHOLE_FILE` of llama.cpp)"

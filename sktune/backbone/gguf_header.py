@@ -66,7 +66,7 @@ def read_header(path: Path) -> Header:
             header = _Reader(path, content).header()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (KeyError, OverflowError, struct.error, UnicodeDecodeError) as error:
+    except (ArithmeticError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise _damaged(path, f"its header is not whole: {error!r}") from error
     for name, tensor in header.tensors.items():
         if tensor.start + tensor.nbytes > size:
