@@ -42,7 +42,7 @@ from sktune.recipe.methods import (
     SKPrefixMethod,
     SKPromptMethod,
 )
-from sktune.recipe.schema import ModelSection, TaskSection
+from sktune.sections import ModelSection, TaskSection
 from sktune.tasks import TunedModel, build_head
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from sktune import __version__
 from sktune.backbone import Backbone
 from sktune.methods import build_method
 from sktune.recipe.methods import MethodSection, TemplateMethod
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head, put_weights
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"

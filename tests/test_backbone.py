@@ -35,7 +35,7 @@ from torch import nn
 from sktune.backbone import Backbone, load_backbone, load_tokenizer, read_hidden_states
 from sktune.methods import build_method
 from sktune.recipe.methods import MethodSection, SKPrefixMethod, SKPromptMethod
-from sktune.recipe.schema import ModelSection, TaskSection
+from sktune.sections import ModelSection, TaskSection
 from sktune.tasks import build_head
 
 METHODS = ("sk_prefix", "sk_prompt")

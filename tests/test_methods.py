@@ -33,7 +33,7 @@ from sktune.recipe.methods import (
     PTuningMethod,
     TopLayersMethod,
 )
-from sktune.recipe.schema import ModelSection, QuantizationSection, TaskSection
+from sktune.sections import ModelSection, QuantizationSection, TaskSection
 from sktune.tasks import TunedModel, build_head
 
 LABELS = ("w1", "w2 w3")

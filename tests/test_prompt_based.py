@@ -50,7 +50,7 @@ from sktune.planning.numbers import run_of
 from sktune.planning.parts import find_parts
 from sktune.recipe import load_recipe
 from sktune.recipe.methods import InContextMethod, PromptBasedMethod
-from sktune.recipe.schema import DataSection, ModelSection, QuantizationSection
+from sktune.sections import DataSection, ModelSection, QuantizationSection
 from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import list_checkpoints
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sktune.backbone import Backbone, load_backbone
 from sktune.backbone.quantized import FrozenLinear
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 METHODS = ("sk_prefix", "sk_prompt")
 FAMILIES = ("llama", "bloom", "bert")

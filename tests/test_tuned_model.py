@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from sktune.backbone import Backbone
 from sktune.methods import build_method
 from sktune.recipe.methods import HeadOnlyMethod, SKPromptMethod
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
 from sktune.tasks.tuned_model import TunedOutput

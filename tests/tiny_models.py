@@ -13,7 +13,7 @@ from torch import nn
 from sktune.backbone import Backbone
 from sktune.methods import build_method
 from sktune.recipe.methods import MethodSection, SKPrefixMethod, SKPromptMethod
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head
 
 TEXT = "find the names of people and places"

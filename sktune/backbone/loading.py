@@ -14,7 +14,7 @@ from sktune.backbone.placement import OneProcess, Placement
 from sktune.backbone.skeleton import build_skeleton, model_class, read_config
 from sktune.backbone.streaming import stream_weights
 from sktune.embedded import model_location
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 logger = logging.getLogger(__name__)
 

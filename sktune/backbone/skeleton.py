@@ -26,7 +26,7 @@ from sktune.backbone import architecture
 from sktune.backbone.checkpoint_files import not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 
 def read_config(model: ModelSection) -> PretrainedConfig:

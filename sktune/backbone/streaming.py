@@ -17,7 +17,7 @@ from sktune.backbone.checkpoint_files import Checkpoint, find_weights
 from sktune.backbone.placement import Placement
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
-from sktune.recipe.schema import ModelSection
+from sktune.sections import ModelSection
 
 CHUNK_ELEMENTS = 2**20
 """Numbers quantized at once: what a chunk and its temporaries take is some megabytes, whatever the layer's size."""

@@ -14,7 +14,7 @@ from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.template import Filled, Template, read_template
 from sktune.data.tokenization import check_tokenizer, some_token
 from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import DataSection
+from sktune.sections import DataSection
 
 BREAK = "\n\n"
 """Behind each demonstration, for a decoder; an encoder reads them as one running text."""

@@ -12,7 +12,7 @@ from sktune.backbone import load_tokenizer
 from sktune.embedded import is_embedded
 from sktune.planning.model_configs import is_local
 from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.templates import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, parse_template
 
 LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3, "regression": 1}

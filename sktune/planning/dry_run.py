@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sktune.planning.live_bytes import LiveBytes
 from sktune.planning.zero_hooks import LinearThatKeepsItsInput, Use, watch_modules
 from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.tasks import TunedModel, TunedOutput
 
 

@@ -16,7 +16,7 @@ from sktune.methods import build_method
 from sktune.planning.assumptions import labels_of, length_of, tokenizer_of
 from sktune.planning.model_configs import config_of
 from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.tasks import TunedModel, build_head
 
 

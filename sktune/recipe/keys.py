@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from sktune.recipe.schema import Recipe
-from sktune.recipe.section import Section
+from sktune.recipe.recipe import Recipe
+from sktune.sections import Section
 
 
 def _variants(annotation: Any) -> dict[str, type[Section]]:

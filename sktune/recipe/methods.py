@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sktune.recipe.section import Section
+from sktune.sections import Section
 
 
 class SKMethod(Section):

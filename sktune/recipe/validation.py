@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from sktune.errors import Problem
 from sktune.recipe.comparing import compared_method
-from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules import broken_rules
-from sktune.recipe.schema import CompareSection, Recipe
-from sktune.recipe.section import Section
+from sktune.sections import CompareSection, Section
 
 
 def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:

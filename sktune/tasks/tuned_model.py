@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput
 from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.methods import Method
-from sktune.recipe.schema import Recipe, TaskSection
+from sktune.recipe.recipe import Recipe
+from sktune.sections import TaskSection
 from sktune.tasks.heads import IGNORED, LabelWordHead, SequenceHead, TokenClassificationHead
 from sktune.tasks.padding import RightAligned
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.rules import baselines, compare, data, method, model, task, templates, training
-from sktune.recipe.section import Section
+from sktune.sections import Section
 
 Rule = Callable[..., Iterator[Problem]]
 

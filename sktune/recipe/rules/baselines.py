@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.methods import (
     FullFineTuningMethod,
     IA3Method,
@@ -15,8 +15,7 @@ from sktune.recipe.methods import (
     PTuningMethod,
     TopLayersMethod,
 )
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, ModelSection, QuantizationSection, TaskSection
+from sktune.sections import DataSection, ModelSection, QuantizationSection, TaskSection, idle
 
 
 def text_goes_with_init_text(method: MethodSection) -> Iterator[Problem]:

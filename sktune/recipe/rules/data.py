@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sktune.embedded import FOLDERS, PREFIX
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.rules.embedded_names import unknown_embedded
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection, idle
 
 
 def pairs_need_a_second_column(task: TaskSection, data: DataSection) -> Iterator[Problem]:

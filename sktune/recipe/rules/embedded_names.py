@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 
 
 def unknown_embedded(field: str, name: str, known: Sequence[str]) -> Problem:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection, idle
 
 _OPTIONS_WITHOUT_EFFECT = {
     "bottleneck": (),

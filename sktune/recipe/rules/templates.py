@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.methods import MethodSection, TemplateMethod
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, TaskSection
 from sktune.recipe.templates import parse_template
+from sktune.sections import DataSection, TaskSection, idle
 
 _TASKS = ("sequence_classification", "pair_classification")
 

@@ -1,17 +1,31 @@
-"""The typed recipe: every section and field a run can set, with its default and its range.
+"""The sections of a recipe but for the method's: every field a run can set, with its default and its range.
 
 Field names follow transformers and DeepSpeed wherever those have a name for the thing. All sections are
-frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`.
+frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods are in
+`sktune.methods`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from sktune.recipe.methods import MethodSection, TemplateMethod
-from sktune.recipe.section import Section
+from sktune.errors import Problem
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def idle(name: str, section: Section, keys: Sequence[str], why: str, otherwise: str) -> Iterator[Problem]:
+    """One problem for each of `keys` that the user gave explicitly, since `why` leaves it without effect."""
+    for key in keys:
+        if key in section.model_fields_set:
+            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}")
 
 
 class ModelSection(Section):
@@ -189,28 +203,3 @@ class CompareSection(Section):
         "validation",
         description="A method's entry in the report: its best combination by the validation score, or each of them.",
     )
-
-
-class Recipe(Section):
-    """One training run as data."""
-
-    model: ModelSection
-    quantization: QuantizationSection = QuantizationSection()
-    method: MethodSection
-    task: TaskSection
-    data: DataSection
-    training: TrainingSection = TrainingSection()
-    distributed: DistributedSection = DistributedSection()
-    tracking: TrackingSection = TrackingSection()
-    output: OutputSection
-    compare: CompareSection = CompareSection()
-
-    @property
-    def has_visible_prefix(self) -> bool:
-        """Whether every token must see keys and values in front of each layer's, however long the input is."""
-        return self.method.name in ("sk_prefix", "prefix_tuning")
-
-    @property
-    def needs_language_model(self) -> bool:
-        """Whether the model is loaded with its own head: a causal one, or an encoder's masked one."""
-        return self.task.name == "causal_lm" or isinstance(self.method, TemplateMethod)
