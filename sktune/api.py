@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune import __version__
 from sktune.backbone import Backbone
-from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection, TemplateMethod
+from sktune.methods.config import MethodConfig
+from sktune.methods.method import build_method
 from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head, put_weights
 
@@ -22,7 +22,7 @@ WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 def attach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    method: MethodSection,
+    method: MethodConfig,
     *,
     task: str | TaskSection | None = None,
     num_labels: int | None = None,
@@ -48,7 +48,7 @@ def attach(
         ValueError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
             template belongs to the data.
     """
-    if isinstance(method, TemplateMethod):
+    if method.answers_in_words:
         raise ValueError(
             f"attach: {method.name} is a template on the data more than a part of the model; run it from a recipe "
             "(method.name), with `sktune train` or sktune.training.run.train"

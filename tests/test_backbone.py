@@ -33,8 +33,10 @@ from tiny_models import (
 from torch import nn
 
 from sktune.backbone import Backbone, load_backbone, load_tokenizer, read_hidden_states
-from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection, SKPrefixMethod, SKPromptMethod
+from sktune.methods.config import MethodConfig
+from sktune.methods.method import build_method
+from sktune.methods.sk_prefix.config import SKPrefixConfig
+from sktune.methods.sk_prompt.config import SKPromptConfig
 from sktune.sections import ModelSection, TaskSection
 from sktune.tasks import build_head
 
@@ -220,11 +222,11 @@ def test_attention_outside_the_interface_is_refused_by_sk_prefix_alone(family: s
     backbone = Backbone(tf.AutoModel.from_config(OWN_ATTENTION[family](), attn_implementation="eager"))
     wanted = rf"method\.name: sk_prefix is not available for {family}: its attention .*; use sk_prompt"
     with pytest.raises(ValueError, match=wanted):
-        build_method(SKPrefixMethod(text=TEXT), backbone, tiny_tokenizer())
-    build_method(SKPromptMethod(text=TEXT), backbone, tiny_tokenizer())
+        build_method(SKPrefixConfig(text=TEXT), backbone, tiny_tokenizer())
+    build_method(SKPromptConfig(text=TEXT), backbone, tiny_tokenizer())
 
 
-def build_and_read(section: MethodSection, backbone: Backbone) -> torch.Tensor:
+def build_and_read(section: MethodConfig, backbone: Backbone) -> torch.Tensor:
     method = build_method(section, backbone, tiny_tokenizer(backbone.is_encoder))
     ids, mask = batch()
     return method(backbone, backbone.embed(ids), mask)
@@ -234,7 +236,7 @@ def test_layers_that_share_one_attention_are_refused_by_sk_prefix() -> None:
     network = tf.AutoModel.from_config(tf.AlbertConfig(**SHAPE, embedding_size=WIDTH), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"sk_prefix is not available for albert.*; use sk_prompt"):
-        build_and_read(SKPrefixMethod(text=TEXT), backbone)
+        build_and_read(SKPrefixConfig(text=TEXT), backbone)
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -303,7 +305,7 @@ def test_other_encoders_read_the_hard_prompt_or_are_refused(family: str) -> None
         expected = network(input_ids=whole, attention_mask=torch.cat((mask.new_ones(3, count), mask), 1))[0]
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
     tokenizer = tiny_tokenizer(encoder=True)
-    method = backbone and unless_refused(family, lambda: build_method(SKPromptMethod(text=TEXT), backbone, tokenizer))
+    method = backbone and unless_refused(family, lambda: build_method(SKPromptConfig(text=TEXT), backbone, tokenizer))
     if method is None:
         return
     with torch.no_grad():
@@ -318,7 +320,7 @@ def test_keys_and_values_of_different_widths_are_refused_by_sk_prefix() -> None:
     network = tf.AutoModel.from_config(tf.DeepseekV3Config(**SHAPE, **latent), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"method\.name: sk_prefix is not available for deepseek_v3"):
-        build_and_read(SKPrefixMethod(text=TEXT), backbone)
+        build_and_read(SKPrefixConfig(text=TEXT), backbone)
 
 
 @pytest.mark.parametrize("family", ["electra", "opt"])
@@ -329,7 +331,7 @@ def test_embeddings_narrower_than_the_model_are_read_or_refused(family: str) -> 
     else:
         network = tf.AutoModel.from_config(tf.ElectraConfig(**SHAPE, embedding_size=32), attn_implementation="eager")
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
-    hidden = backbone and unless_refused(family, lambda: build_and_read(SKPromptMethod(text=TEXT), backbone))
+    hidden = backbone and unless_refused(family, lambda: build_and_read(SKPromptConfig(text=TEXT), backbone))
     assert hidden is None or hidden.isfinite().all()
 
 

@@ -30,8 +30,9 @@ from tiny_models import (
 from torch.nn import functional as F
 
 from sktune.backbone import Backbone
-from sktune.methods import build_method
-from sktune.recipe.methods import HeadOnlyMethod, SKPromptMethod
+from sktune.methods.head_only.config import HeadOnlyConfig
+from sktune.methods.method import build_method
+from sktune.methods.sk_prompt.config import SKPromptConfig
 from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
@@ -58,7 +59,7 @@ def test_the_papers_count_for_roberta_base() -> None:
     assert backbone.hidden_size == 768
     assert len(tokenizer(text)["input_ids"]) == 12
     method = build_method(
-        SKPromptMethod(text=text, adapter="linear", bias=False, trainable_text=True, semantics="every_step"),
+        SKPromptConfig(text=text, adapter="linear", bias=False, trainable_text=True, semantics="every_step"),
         backbone,
         tokenizer,
     )
@@ -111,7 +112,7 @@ def test_trainable_counts(family: str, adapter: str, bias: bool) -> None:
 
 def test_head_only_trains_the_head_and_reads_the_input_alone() -> None:
     backbone, plain = tiny_backbone("llama"), tiny_network("llama")
-    method = build_method(HeadOnlyMethod(), backbone, tiny_tokenizer())
+    method = build_method(HeadOnlyConfig(), backbone, tiny_tokenizer())
     head = build_head(TaskSection(name="token_classification"), backbone, 4)
     tuned = TunedModel(backbone, method, head)
     assert isinstance(head, TokenClassificationHead)
@@ -426,7 +427,7 @@ def test_the_text_opens_a_sequence_and_does_not_end_it() -> None:
     tokenizer.backend_tokenizer.post_processor = tiny_tokenizer(encoder=True).backend_tokenizer.post_processor
     assert tokenizer(TEXT)["input_ids"][-1] == CLOSING  # a decoder's tokenizer that closes every sequence
     backbone = tiny_backbone("llama")
-    method: Any = build_method(SKPromptMethod(text=TEXT), backbone, tokenizer)
+    method: Any = build_method(SKPromptConfig(text=TEXT), backbone, tokenizer)
     assert method.prompt_length() == 8
     with torch.no_grad():
         torch.testing.assert_close(method.prompt(backbone), backbone.embed(prompt_ids("llama")), atol=0, rtol=0)

@@ -19,7 +19,6 @@ T = TypeVar("T")
 class Woven(nn.Module):
     """A method whose prompt depends on its parameters alone, so that one made for evaluation serves all of it."""
 
-    reads_text: bool
     _made: tuple[int, Any] | None = None
 
     def once_in_evaluation(self, make: Callable[[], T]) -> T:

@@ -14,7 +14,6 @@ from sktune.recipe.loading import (
     parse_recipe,
     validate_files,
 )
-from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod, SKPrefixMethod, SKPromptMethod
 from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
 from sktune.sections import (
@@ -34,18 +33,13 @@ __all__ = [
     "CompareSection",
     "DataSection",
     "DistributedSection",
-    "HeadOnlyMethod",
     "LoadedRecipe",
-    "MethodSection",
     "ModelSection",
     "OutputSection",
     "Problem",
     "QuantizationSection",
     "Recipe",
     "RecipeError",
-    "SKMethod",
-    "SKPrefixMethod",
-    "SKPromptMethod",
     "TaskSection",
     "TrackingSection",
     "TrainingSection",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sktune.recipe.methods import MethodSection, TemplateMethod
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from sktune.methods import METHODS
+from sktune.methods.config import MethodConfig
 from sktune.sections import (
     CompareSection,
     DataSection,
@@ -22,7 +27,7 @@ class Recipe(Section):
 
     model: ModelSection
     quantization: QuantizationSection = QuantizationSection()
-    method: MethodSection
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(METHODS.read)]
     task: TaskSection
     data: DataSection
     training: TrainingSection = TrainingSection()
@@ -32,11 +37,6 @@ class Recipe(Section):
     compare: CompareSection = CompareSection()
 
     @property
-    def has_visible_prefix(self) -> bool:
-        """Whether every token must see keys and values in front of each layer's, however long the input is."""
-        return self.method.name in ("sk_prefix", "prefix_tuning")
-
-    @property
     def needs_language_model(self) -> bool:
         """Whether the model is loaded with its own head: a causal one, or an encoder's masked one."""
-        return self.task.name == "causal_lm" or isinstance(self.method, TemplateMethod)
+        return self.task.name == "causal_lm" or self.method.answers_in_words

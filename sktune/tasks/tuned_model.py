@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
-from sktune.methods import Method
+from sktune.methods.method import Method
 from sktune.recipe.recipe import Recipe
 from sktune.sections import TaskSection
 from sktune.tasks.heads import IGNORED, LabelWordHead, SequenceHead, TokenClassificationHead
