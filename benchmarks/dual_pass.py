@@ -8,7 +8,7 @@ whatever else the machine does falls on all alike; a ratio is taken within a rou
 of the clock on a GPU. The result goes to benchmarks/results/dual_pass.json.
 
 `peft prefix tuning` and `peft prompt tuning` are peft's own models with as many virtual tokens as the text has;
-`prefix_tuning` and `prompt_tuning` are sktune's weaving of peft's encoders.
+`prefix_tuning` and `prompt_tuning` are peft's encoders in sktune's way.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -90,7 +90,7 @@ class PeftTuned(nn.Module):
 
     def __init__(self, config: Any, device: torch.device) -> None:
         super().__init__()
-        self.peft = get_peft_model(network(device), config)  # type: ignore[arg-type]
+        self.peft = peft.get_peft_model(network(device), config)  # type: ignore[arg-type]
         self.virtual: int = config.num_virtual_tokens
         self.head = nn.Linear(512, LABELS).to(device)
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune import __version__
 from sktune.backbone import Backbone
+from sktune.backbone.architecture import slides_a_window
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.sections import TaskSection
@@ -58,12 +59,18 @@ def attach(
             raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
         task = "causal_lm"
     section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+    kernel = model.config._attn_implementation or "eager"
     needs_labels = section.name not in ("causal_lm", "regression")
     if needs_labels and num_labels is None:
         raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
+    if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
+        raise ValueError(
+            f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "
+            "flash-attention; load the model with attn_implementation='sdpa' or 'eager'"
+        )
     backbone = Backbone(
         model,
-        attn_implementation=model.config._attn_implementation or "eager",
+        attn_implementation=kernel,
         gradient_checkpointing=gradient_checkpointing,
     )
     device = next(model.parameters()).device

@@ -113,10 +113,10 @@ def test_additions_start_as_the_frozen_model(family: str, name: str) -> None:
         plain = Backbone(tiny_network(family))
         expected = plain(plain.embed(ids), mask)
         model = tuned(name, tiny_backbone(family)).eval()
-        found = model.method(model.backbone, model.backbone.embed(ids), mask)
+        found = model.backbone.read(model.backbone.embed(ids), mask, model.method(model.backbone))
         torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=1e-5, rtol=0)
         perturb(model)
-        moved = model.method(model.backbone, model.backbone.embed(ids), mask)
+        moved = model.backbone.read(model.backbone.embed(ids), mask, model.method(model.backbone))
     assert (real_rows(moved, mask) - real_rows(expected, mask)).abs().max() > 1e-2
 
 
@@ -128,8 +128,8 @@ def test_a_text_is_where_sk_tuning_starts_too(family: str, name: str, same_as: s
     model = tuned(name, backbone).eval()
     sk = tiny_method(same_as, other, adapter="identity")
     with torch.no_grad():
-        found = model.method(backbone, backbone.embed(ids), mask)
-        expected = sk(other, other.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, model.method(backbone))
+        expected = other.read(other.embed(ids), mask, sk(other))
     torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=1e-5, rtol=0)
 
 
@@ -163,7 +163,7 @@ def test_over_any_backbone_everything_that_trains_is_fp32(
 ) -> None:
     quantization = QuantizationSection.model_validate({bits: True} if bits else {})
     section = ModelSection(name_or_path=str(folder), dtype=dtype)
-    model = tuned(name, load_backbone(section, quantization, gradient_checkpointing=True))
+    model = tuned(name, load_backbone(section, quantization, gradient_checkpointing=True, visible_prefix=True))
     perturb(model)
     logits, gradients = train_once(model)
     assert logits.isfinite().all()
@@ -180,7 +180,7 @@ def test_dropout_inside_the_backbone_is_on_in_training_only() -> None:
 
     def read() -> torch.Tensor:
         with torch.no_grad():
-            return model.method(backbone, backbone.embed(ids), mask)
+            return backbone.read(backbone.embed(ids), mask, model.method(backbone))
 
     model.train()
     assert not torch.equal(read(), read())
@@ -213,12 +213,11 @@ def test_a_prompt_is_made_once_for_an_evaluation(name: str, monkeypatch: pytest.
     perturb(method)
     ids, mask = batch()
     made = []
-    kind = "prefix" if name == "sk_prefix" else "prompt"
-    real = getattr(method, kind)
-    monkeypatch.setattr(method, kind, lambda *args: made.append(1) or real(*args))
+    real = method.weave
+    monkeypatch.setattr(method, "weave", lambda *args: made.append(1) or real(*args))
 
     def read() -> torch.Tensor:
-        return method(backbone, backbone.embed(ids), mask)
+        return backbone.read(backbone.embed(ids), mask, method(backbone))
 
     method.train()
     fresh = read().detach()
@@ -249,7 +248,7 @@ def test_p_tuning_keeps_anchors_and_opening_tokens() -> None:
     backbone = tiny_backbone("llama")
     method: Any = tuned("p_anchored", backbone).method
     with torch.no_grad():
-        prompt, plain = method.prompt(backbone)[0], backbone.embed(method.template_ids)[0]
+        prompt, plain = method.weave(backbone).prompt[0], backbone.embed(method.template_ids)[0]
     assert method.tuned.tolist() == [False, True, False, True, True]  # <s> w1 w2 w3 w4
     same = (prompt == plain).all(1)
     assert same.tolist() == [True, False, True, False, False]
@@ -287,7 +286,7 @@ def test_prompt_tuning_repeats_and_cuts_its_start_to_the_length_asked_for() -> N
         section = PromptTuningConfig(init="text", text="w1 w2", num_virtual_tokens=length)
         method: Any = build_method(section, backbone, tokenizer)
         ids = tokenizer("w1 w2")["input_ids"]
-        assert method.prompt_length() == length
+        assert method.positions == length
         assert method.tokens.input_ids[0].tolist() == (ids * 9)[:length]
 
 

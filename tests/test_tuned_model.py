@@ -117,7 +117,7 @@ def test_head_only_trains_the_head_and_reads_the_input_alone() -> None:
     tuned = TunedModel(backbone, method, head)
     assert isinstance(head, TokenClassificationHead)
     assert tuned.parameter_counts()[0] == 4 * WIDTH + 4
-    assert method.prompt_length() == 0
+    assert method.positions == 0
     ids, mask = batch(side="left")
     straight, straight_mask = batch()
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_pooling_sees_the_inputs_own_real_tokens(family: str, name: str, pooling
     for row, (values, kept) in enumerate(zip(ids, mask.bool(), strict=True)):
         alone = values[kept][None]  # the row by itself, without any padding
         with torch.no_grad():
-            hidden = tuned.method(backbone, backbone.embed(alone), torch.ones_like(alone))[0]
+            hidden = backbone.read(backbone.embed(alone), torch.ones_like(alone), tuned.method(backbone))[0]
         vector = {"last": hidden[-1], "first": hidden[0], "mean": hidden.mean(0)}[how]
         torch.testing.assert_close(found[row], tuned.head.classifier(vector), atol=1e-5, rtol=0)
 
@@ -428,9 +428,9 @@ def test_the_text_opens_a_sequence_and_does_not_end_it() -> None:
     assert tokenizer(TEXT)["input_ids"][-1] == CLOSING  # a decoder's tokenizer that closes every sequence
     backbone = tiny_backbone("llama")
     method: Any = build_method(SKPromptConfig(text=TEXT), backbone, tokenizer)
-    assert method.prompt_length() == 8
+    assert method.positions == 8
     with torch.no_grad():
-        torch.testing.assert_close(method.prompt(backbone), backbone.embed(prompt_ids("llama")), atol=0, rtol=0)
+        torch.testing.assert_close(method.weave(backbone).prompt, backbone.embed(prompt_ids("llama")), atol=0, rtol=0)
 
 
 def test_output_is_a_transformers_output() -> None:

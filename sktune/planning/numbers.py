@@ -67,6 +67,6 @@ def _run(key: _Key, depth: int) -> Ran:
     if key.parts.recipe.method.answers_in_words:  # demonstrations that find no place are left out
         length = length if limit is None else min(length, limit)
     else:
-        check_positions(key.parts.recipe, model.backbone, model.method.prompt_length())
+        check_positions(key.parts.recipe, model.backbone, model.method.positions)
     run = dry_run(model, key.parts.recipe, sharded=key.sharded, keep_gradients=key.keep_gradients, length=length)
     return model, run

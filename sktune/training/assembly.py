@@ -117,7 +117,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     answer_tokens = None if template is None else template.template.tokens
     head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
     model = TunedModel(backbone, method, head)
-    check_positions(recipe, backbone, method.prompt_length())
+    check_positions(recipe, backbone, method.positions)
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
     return Assembly(

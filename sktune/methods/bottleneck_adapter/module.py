@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
 from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
-from sktune.methods.inside import InsideTheBackbone
+from sktune.methods.method import Method
 from sktune.methods.semantic.adapter import ACTIVATIONS
 
 
 class Bottleneck(nn.Module):
     """h + W_up act(W_down h), W_up zero at the start: the identity before the first update."""
 
-    def __init__(self, width: int, method: BottleneckAdapterConfig) -> None:
+    def __init__(self, width: int, config: BottleneckAdapterConfig) -> None:
         super().__init__()
-        self.down = nn.Linear(width, method.rank)
-        self.up = nn.Linear(method.rank, width)
+        self.down = nn.Linear(width, config.rank)
+        self.up = nn.Linear(config.rank, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
-        self.activation = method.activation
-        self.dropout = method.dropout
+        self.activation = config.activation
+        self.dropout = config.dropout
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] in any float dtype -> the same; computed in fp32."""
@@ -34,23 +32,17 @@ class Bottleneck(nn.Module):
         return hidden + self.up(F.dropout(inner, self.dropout, self.training)).to(hidden.dtype)
 
 
-class BottleneckAdapter(InsideTheBackbone):
+class BottleneckAdapter(Method):
     """One adapter behind each block's feed-forward (pfeiffer), and one behind its attention too (houlsby)."""
 
-    def __init__(
-        self,
-        method: BottleneckAdapterConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: BottleneckAdapterConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         places = backbone.sublayer_outputs()
-        chosen = [place for pair in places for place in (pair if method.placement == "houlsby" else pair[1:])]
-        self.adapters = nn.ModuleList(Bottleneck(backbone.hidden_size, method) for _ in chosen)
+        chosen = [place for pair in places for place in (pair if config.placement == "houlsby" else pair[1:])]
+        self.adapters = nn.ModuleList(Bottleneck(backbone.hidden_size, config) for _ in chosen)
         for place, adapter in zip(chosen, self.adapters, strict=True):
             place.register_forward_hook(_behind(adapter))
-        if method.dropout:
+        if config.dropout:
             backbone.draws_random_numbers = True
 
 

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
-
-from sktune.backbone import Backbone
-from sktune.methods.head_only.config import HeadOnlyConfig
-from sktune.methods.inside import InsideTheBackbone
+from sktune.methods.method import Method
 
 
-class HeadOnly(InsideTheBackbone):
+class HeadOnly(Method):
     """Nothing in front of the input, nothing to train besides the head."""
-
-    def __init__(
-        self,
-        method: HeadOnlyConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
-        super().__init__()

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import peft
-from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
 from sktune.methods.ia3.config import IA3Config
-from sktune.methods.inside import InsideTheBackbone
+from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject
 
 
-class IA3(InsideTheBackbone):
+class IA3(Method):
     """Outputs of keys and values, and inputs of the feed-forward's last layer, times learned scales that start at 1."""
 
-    def __init__(
-        self,
-        method: IA3Config,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: IA3Config, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         layers = peft.IA3Config(
-            target_modules=None if method.target_modules is None else list(method.target_modules),
-            feedforward_modules=None if method.feedforward_modules is None else list(method.feedforward_modules),
+            target_modules=None if config.target_modules is None else list(config.target_modules),
+            feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
             fan_in_fan_out=backbone.stores_transposed,
         )
         inject(layers, backbone, "ia3")

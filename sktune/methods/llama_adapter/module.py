@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sktune.backbone import Backbone, PromptSemantics, read_keys_and_values
-from sktune.backbone.attention import GatedPrompt, set_gated_prompt
+from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
+from sktune.backbone.attention import GatedPrompt
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
+from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
 
 UNTOUCHED = 2
 """Lowest layers left alone unless the recipe says how many take part, as in the paper (30 of 32)."""
 
 
-class LlamaAdapter(nn.Module):
+class LlamaAdapter(Method):
     """Every chosen layer projects its own prompt [P, d] to keys and values, and adds the attention to them, gated.
 
     The gates, one a head, are zero at the start: the model is the frozen one until they open.
@@ -26,40 +26,29 @@ class LlamaAdapter(nn.Module):
 
 
     def __init__(
-        self,
-        method: LlamaAdapterConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
+        self, config: LlamaAdapterConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
         super().__init__()
         depth = backbone.config.num_hidden_layers
-        count = max(1, depth - UNTOUCHED) if method.layers is None else method.layers
+        count = max(1, depth - UNTOUCHED) if config.layers is None else config.layers
         if count > depth:
             raise ValueError(f"method.layers: {count} is more than the model's {depth}; allowed: 1 to {depth}")
         if backbone.uses_cache_for_prefix:
             raise ValueError(_not_available(backbone))
         backbone.use_prefix_attention()
         self.first = depth - count
-        self.prompts = nn.Parameter(torch.randn(count, method.num_virtual_tokens, backbone.hidden_size))
+        self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
         self.text = PromptText(ordinary_tokens(tokenizer)[:1], backbone.hidden_size, trainable=False)
         self._read_once: PromptSemantics | None = None
 
-    def prompt_length(self) -> int:
-        return 0
-
-    def forward(
-        self, backbone: Backbone, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
+    def weave(self, backbone: Backbone) -> Woven:
+        gated = []
         modules = self._attention_modules(backbone)[self.first :]
-        for module in modules:
-            set_gated_prompt(module, None)
-        for module, prompt, gate in zip(modules, self.prompts, self.gates, strict=True):
-            prompt = prompt.to(inputs_embeds.dtype)
+        for module, prompt, gate in zip(modules, self.prompts.to(backbone.dtype), self.gates, strict=True):
             key, value = module.get_submodule("k_proj")(prompt), module.get_submodule("v_proj")(prompt)
-            set_gated_prompt(module, GatedPrompt(key, value, gate.tanh()))
-        return backbone(inputs_embeds, attention_mask, **options)
+            gated.append((module, GatedPrompt(key, value, gate.tanh())))
+        return Woven(gated=gated)
 
     def _attention_modules(self, backbone: Backbone) -> list[nn.Module]:
         # Which module attends in which layer is learned by reading; one token is enough.

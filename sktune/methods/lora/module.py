@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import peft
-from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
-from sktune.methods.inside import InsideTheBackbone
 from sktune.methods.lora.config import LoraConfig
+from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject
 
 
-class Lora(InsideTheBackbone):
+class Lora(Method):
     """W x + (alpha / rank) B A x, B zero at the start."""
 
-    def __init__(
-        self,
-        method: LoraConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: LoraConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         layers = peft.LoraConfig(
-            r=method.rank,
-            lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
-            target_modules=None if method.target_modules is None else list(method.target_modules),
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=None if config.target_modules is None else list(config.target_modules),
             fan_in_fan_out=backbone.stores_transposed,
         )
         inject(layers, backbone, "lora")
-        if method.dropout:
+        if config.dropout:
             backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))

@@ -4,60 +4,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PromptEncoder, PromptEncoderConfig
 from transformers import PreTrainedTokenizerBase
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
+from sktune.methods.method import Method, refuse_narrow_embeddings
 from sktune.methods.p_tuning.config import PTuningConfig
 from sktune.methods.prompt_text import encode_prompt_text
-from sktune.methods.weaving import PromptInFront, refuse_narrow_embeddings
 
 
-class PTuning(PromptInFront):
+class PTuning(Method):
     """P embeddings made by an MLP or an LSTM; of a template, the anchors stay the frozen model's own embeddings."""
 
     template_ids: torch.Tensor
     tuned: torch.Tensor
 
-    def __init__(
-        self,
-        method: PTuningConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: PTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any) -> None:
         super().__init__()
         refuse_narrow_embeddings("p_tuning", backbone)
-        if method.template is None:
-            ids, tuned = [0] * method.num_virtual_tokens, [True] * method.num_virtual_tokens
+        if config.template is None:
+            ids, tuned = [0] * config.num_virtual_tokens, [True] * config.num_virtual_tokens
         else:
-            ids, tuned = _template(method.template, method.anchors, tokenizer)
+            ids, tuned = _template(config.template, config.anchors, tokenizer)
         self.register_buffer("template_ids", torch.tensor([ids]), persistent=False)
         self.register_buffer("tuned", torch.tensor(tuned), persistent=False)
-        self._count = sum(tuned)
-        config = PromptEncoderConfig(
+        self.positions, self._count = len(tuned), sum(tuned)
+        settings = PromptEncoderConfig(
             num_virtual_tokens=self._count,
             token_dim=backbone.hidden_size,
             num_transformer_submodules=1,
-            encoder_reparameterization_type=method.encoder.upper(),
-            encoder_hidden_size=method.hidden_size,
+            encoder_reparameterization_type=config.encoder.upper(),
+            encoder_hidden_size=config.hidden_size,
             # peft's MLP has two hidden layers whatever this says, and warns of anything else.
-            encoder_num_layers=method.num_layers if method.encoder == "lstm" else 2,
+            encoder_num_layers=config.num_layers if config.encoder == "lstm" else 2,
             encoder_dropout=0.0,
         )
-        self.encoder = PromptEncoder(config)
+        self.encoder = PromptEncoder(settings)
 
-    def prompt_length(self) -> int:
-        return len(self.tuned)
-
-    def prompt(self, backbone: Backbone) -> torch.Tensor:
+    def weave(self, backbone: Backbone) -> Woven:
         made: torch.Tensor = self.encoder(torch.arange(self._count, device=self.tuned.device)[None])
         if self._count == len(self.tuned):
-            return made
+            return Woven(prompt=made)
         prompt = backbone.embed(self.template_ids).float()
-        return prompt.masked_scatter(self.tuned[None, :, None], made)
+        return Woven(prompt=prompt.masked_scatter(self.tuned[None, :, None], made))
 
 
 def _template(text: str, anchors: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:

@@ -5,28 +5,20 @@ Template and answer: `sktune.methods.template`; the answer is given by the langu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from sktune.backbone import Backbone
-from sktune.methods.inside import InsideTheBackbone
+from sktune.methods.method import Method
 from sktune.methods.prompt_based.config import PromptBasedConfig
 from sktune.methods.unfrozen import train_in_fp32, train_top_blocks
 
 
-class PromptBased(InsideTheBackbone):
+class PromptBased(Method):
     """Trains the whole model with its head, or the uppermost blocks alone."""
 
-    def __init__(
-        self,
-        method: PromptBasedConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: PromptBasedConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
-        if method.layers is None:
+        if config.layers is None:
             train_in_fp32(backbone, backbone.model.parameters())
         else:
-            train_top_blocks(backbone, method.layers)
+            train_top_blocks(backbone, config.layers)

@@ -11,66 +11,59 @@ from peft.tuners.prompt_tuning import PromptEmbedding
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
+from sktune.methods.method import Method, refuse_narrow_embeddings
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
-from sktune.methods.weaving import PromptInFront, refuse_narrow_embeddings
 
 DEFAULT_LENGTH = 20
 
 
-class PromptTuning(PromptInFront):
+class PromptTuning(Method):
     """P embeddings, started from noise, drawn tokens, a text, or the labels' names.
 
     What starts from tokens is held as its difference from their frozen embeddings (see `PromptText`).
     """
 
     def __init__(
-        self,
-        method: PromptTuningConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
+        self, config: PromptTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
     ) -> None:
         super().__init__()
         refuse_narrow_embeddings("prompt_tuning", backbone)
         self.embedding: nn.Module | None = None
         self.tokens: PromptText | None = None
-        length = method.num_virtual_tokens
-        if method.init == "random":
-            config = peft.PromptTuningConfig(
+        length = config.num_virtual_tokens
+        if config.init == "random":
+            settings = peft.PromptTuningConfig(
                 num_virtual_tokens=length or DEFAULT_LENGTH,
                 token_dim=backbone.hidden_size,
                 num_transformer_submodules=1,
             )
-            self.embedding = PromptEmbedding(config, None)
+            self.embedding = PromptEmbedding(settings, None)
         else:
-            ids = _start(method, tokenizer, labels)
+            ids = _start(config, tokenizer, labels)
             chosen = list(islice(cycle(ids), length or len(ids)))
             self.tokens = PromptText(chosen, backbone.hidden_size, trainable=True)
-        self._length = length or (DEFAULT_LENGTH if self.tokens is None else len(self.tokens))
+        self.positions = length or (DEFAULT_LENGTH if self.tokens is None else len(self.tokens))
 
-    def prompt_length(self) -> int:
-        return self._length
-
-    def prompt(self, backbone: Backbone) -> torch.Tensor:
+    def weave(self, backbone: Backbone) -> Woven:
         if self.tokens is not None:
-            return self.tokens(backbone)
+            return Woven(prompt=self.tokens(backbone))
         assert self.embedding is not None
         weight = next(self.embedding.parameters())
-        return self.embedding(torch.arange(self._length, device=weight.device))[None]
+        return Woven(prompt=self.embedding(torch.arange(self.positions, device=weight.device))[None])
 
 
-def _start(method: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
-    if method.init == "text":
-        assert method.text is not None
-        return encode_prompt_text(tokenizer, method.text)
-    if method.init == "labels":
+def _start(config: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
+    if config.init == "text":
+        assert config.text is not None
+        return encode_prompt_text(tokenizer, config.text)
+    if config.init == "labels":
         ids = [token for label in labels for token in tokenizer(label, add_special_tokens=False)["input_ids"]]
         if not ids:
             raise ValueError("method.init: labels needs a task with named labels; use vocabulary, text or random")
         return ids
     words = ordinary_tokens(tokenizer)
     # On the CPU, whatever the default device is: a plan builds the method without contents.
-    drawn = torch.randint(len(words), (method.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
+    drawn = torch.randint(len(words), (config.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
     return [words[i] for i in drawn.tolist()]

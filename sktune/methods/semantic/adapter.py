@@ -49,34 +49,34 @@ class SemanticAdapter(nn.Module):
     instead of many small ones.
 
     Args:
-        method: kind, rank, train_down, activation, dropout, bias.
+        config: kind, rank, train_down, activation, dropout, bias.
         count: number of independent adapters.
         width: features d of the semantics.
     """
 
-    def __init__(self, method: SemanticConfig, count: int, width: int) -> None:
+    def __init__(self, config: SemanticConfig, count: int, width: int) -> None:
         super().__init__()
-        self.kind = method.adapter
-        self.dropout = method.dropout
-        self.activation = method.activation
+        self.kind = config.adapter
+        self.dropout = config.dropout
+        self.activation = config.activation
         self.down: nn.Parameter | None = None
         self.down_bias: nn.Parameter | None = None
         self.up: nn.Parameter | None = None
         self.up_bias: nn.Parameter | None = None
         self.fixed_down: torch.Tensor
-        if method.adapter == "linear":
+        if config.adapter == "linear":
             self.up = nn.Parameter(torch.eye(width).repeat(count, 1, 1))
-        elif method.adapter == "bottleneck":
-            self.up = nn.Parameter(torch.zeros(count, method.rank, width))
-            if method.train_down:
+        elif config.adapter == "bottleneck":
+            self.up = nn.Parameter(torch.zeros(count, config.rank, width))
+            if config.train_down:
                 # AdamW moves every weight by the rate. As large as this, and divided by `width` in all, W_down moves
                 # its activations by about the rate too, whatever the model's width.
-                self.down = nn.Parameter(torch.randn(count, width, method.rank) * width**0.5)
-                if method.bias:
-                    self.down_bias = nn.Parameter(torch.zeros(count, 1, method.rank))
+                self.down = nn.Parameter(torch.randn(count, width, config.rank) * width**0.5)
+                if config.bias:
+                    self.down_bias = nn.Parameter(torch.zeros(count, 1, config.rank))
             else:
-                self.register_buffer("fixed_down", fixed_projection(width, method.rank), persistent=False)
-        if method.adapter != "identity" and method.bias:
+                self.register_buffer("fixed_down", fixed_projection(width, config.rank), persistent=False)
+        if config.adapter != "identity" and config.bias:
             self.up_bias = nn.Parameter(torch.zeros(count, 1, width))
 
     def read(self, semantics: torch.Tensor) -> ReadSemantics:

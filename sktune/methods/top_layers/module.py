@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from sktune.backbone import Backbone
-from sktune.methods.inside import InsideTheBackbone
+from sktune.methods.method import Method
 from sktune.methods.top_layers.config import TopLayersConfig
 from sktune.methods.unfrozen import train_top_blocks
 
 
-class TopLayers(InsideTheBackbone):
+class TopLayers(Method):
     """The uppermost blocks train; those below stay frozen."""
 
-    def __init__(
-        self,
-        method: TopLayersConfig,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: TopLayersConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
-        train_top_blocks(backbone, method.layers)
+        train_top_blocks(backbone, config.layers)
