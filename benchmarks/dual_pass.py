@@ -8,7 +8,7 @@ whatever else the machine does falls on all alike; a ratio is taken within a rou
 of the clock on a GPU. The result goes to benchmarks/results/dual_pass.json.
 
 `peft prefix tuning` and `peft prompt tuning` are peft's own models with as many virtual tokens as the text has;
-`prefix_tuning` and `prompt_tuning` are sktune's weaving of peft's encoders.
+`prefix_tuning` and `prompt_tuning` are peft's encoders in sktune's way.
 """
 
 from __future__ import annotations
@@ -25,24 +25,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sktune.backbone import Backbone, load_tokenizer
-from sktune.methods import build_method
-from sktune.recipe.methods import (
-    HeadOnlyMethod,
-    LoraMethod,
-    MethodSection,
-    PrefixTuningMethod,
-    PromptTuningMethod,
-    SKPrefixMethod,
-    SKPromptMethod,
-)
-from sktune.recipe.schema import ModelSection, TaskSection
+from sktune.methods.config import MethodConfig
+from sktune.methods.head_only.config import HeadOnlyConfig
+from sktune.methods.lora.config import LoraConfig
+from sktune.methods.method import build_method
+from sktune.methods.prefix_tuning.config import PrefixTuningConfig
+from sktune.methods.prompt_tuning.config import PromptTuningConfig
+from sktune.methods.sk_prefix.config import SKPrefixConfig
+from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.sections import ModelSection, TaskSection
 from sktune.tasks import TunedModel, build_head
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +90,7 @@ class PeftTuned(nn.Module):
 
     def __init__(self, config: Any, device: torch.device) -> None:
         super().__init__()
-        self.peft = get_peft_model(network(device), config)  # type: ignore[arg-type]
+        self.peft = peft.get_peft_model(network(device), config)  # type: ignore[arg-type]
         self.virtual: int = config.num_virtual_tokens
         self.head = nn.Linear(512, LABELS).to(device)
 
@@ -102,7 +100,7 @@ class PeftTuned(nn.Module):
         return F.cross_entropy(self.head(hidden).flatten(0, 1), labels.flatten())
 
 
-def ours(section: MethodSection, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> Contestant:
+def ours(section: MethodConfig, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> Contestant:
     """A method through sktune."""
     backbone = Backbone(network(device))
     torch.manual_seed(1)
@@ -117,22 +115,22 @@ def contestants(device: torch.device) -> dict[str, Contestant]:
     tokenizer: Any = load_tokenizer(ModelSection(name_or_path="embedded:llama"))
     count = len(tokenizer(TEXT)["input_ids"])
     every_step: dict[str, Any] = {"text": TEXT, "semantics": "every_step"}
-    sections: dict[str, MethodSection] = {
-        "sk_prefix, cached": SKPrefixMethod(text=TEXT),
-        "sk_prefix, every step": SKPrefixMethod(**every_step),
-        "sk_prefix, trainable text": SKPrefixMethod(**every_step, trainable_text=True),
-        "sk_prompt, cached": SKPromptMethod(text=TEXT),
-        "sk_prompt, every step": SKPromptMethod(**every_step),
-        "sk_prompt, trainable text": SKPromptMethod(**every_step, trainable_text=True),
-        "prefix_tuning": PrefixTuningMethod(num_virtual_tokens=count),
-        "prompt_tuning": PromptTuningMethod(num_virtual_tokens=count),
-        "lora": LoraMethod(),
-        "head_only": HeadOnlyMethod(),
+    sections: dict[str, MethodConfig] = {
+        "sk_prefix, cached": SKPrefixConfig(text=TEXT),
+        "sk_prefix, every step": SKPrefixConfig(**every_step),
+        "sk_prefix, trainable text": SKPrefixConfig(**every_step, trainable_text=True),
+        "sk_prompt, cached": SKPromptConfig(text=TEXT),
+        "sk_prompt, every step": SKPromptConfig(**every_step),
+        "sk_prompt, trainable text": SKPromptConfig(**every_step, trainable_text=True),
+        "prefix_tuning": PrefixTuningConfig(num_virtual_tokens=count),
+        "prompt_tuning": PromptTuningConfig(num_virtual_tokens=count),
+        "lora": LoraConfig(),
+        "head_only": HeadOnlyConfig(),
     }
     found = {name: ours(section, tokenizer, device) for name, section in sections.items()}
     for name, config in (
-        ("peft prefix tuning", PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=count)),
-        ("peft prompt tuning", PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=count)),
+        ("peft prefix tuning", peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=count)),
+        ("peft prompt tuning", peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=count)),
     ):
         found[name] = Contestant(PeftTuned(config, device), lambda model, batch: model(batch))
     return found

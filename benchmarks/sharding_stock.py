@@ -14,7 +14,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from sktune.backbone import Backbone, load_tokenizer
 from sktune.data import Collator
-from sktune.methods import build_method
+from sktune.methods.method import build_method
 from sktune.recipe import Recipe
 from sktune.tasks import TunedModel, build_head
 from sktune.training.assembly import Assembly

@@ -11,18 +11,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sktune.api import attach, load_adapter, save_adapter
-    from sktune.recipe.methods import BottleneckAdapterMethod as BottleneckAdapterConfig
-    from sktune.recipe.methods import FullFineTuningMethod as FullFineTuningConfig
-    from sktune.recipe.methods import HeadOnlyMethod as HeadOnlyConfig
-    from sktune.recipe.methods import IA3Method as IA3Config
-    from sktune.recipe.methods import LlamaAdapterMethod as LlamaAdapterConfig
-    from sktune.recipe.methods import LoraMethod as LoraConfig
-    from sktune.recipe.methods import PrefixTuningMethod as PrefixTuningConfig
-    from sktune.recipe.methods import PromptTuningMethod as PromptTuningConfig
-    from sktune.recipe.methods import PTuningMethod as PTuningConfig
-    from sktune.recipe.methods import SKPrefixMethod as SKPrefixConfig
-    from sktune.recipe.methods import SKPromptMethod as SKPromptConfig
-    from sktune.recipe.methods import TopLayersMethod as TopLayersConfig
+    from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
+    from sktune.methods.full.config import FullFineTuningConfig
+    from sktune.methods.head_only.config import HeadOnlyConfig
+    from sktune.methods.ia3.config import IA3Config
+    from sktune.methods.llama_adapter.config import LlamaAdapterConfig
+    from sktune.methods.lora.config import LoraConfig
+    from sktune.methods.p_tuning.config import PTuningConfig
+    from sktune.methods.prefix_tuning.config import PrefixTuningConfig
+    from sktune.methods.prompt_tuning.config import PromptTuningConfig
+    from sktune.methods.sk_prefix.config import SKPrefixConfig
+    from sktune.methods.sk_prompt.config import SKPromptConfig
+    from sktune.methods.top_layers.config import TopLayersConfig
 
 __all__ = [
     "BottleneckAdapterConfig",
@@ -48,9 +48,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sktune' has no attribute {name!r}")
     if name.endswith("Config"):
-        from sktune.recipe import methods
+        from sktune.methods import METHODS
 
-        return getattr(methods, name.removesuffix("Config") + "Method")
+        return METHODS.config_called(name)
     from sktune import api
 
     return getattr(api, name)

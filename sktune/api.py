@@ -11,17 +11,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune import __version__
 from sktune.backbone import Backbone
+from sktune.backbone.architecture import slides_a_window
 from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
-from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection, TemplateMethod
-from sktune.recipe.schema import TaskSection
+from sktune.methods.config import MethodConfig
+from sktune.methods.method import build_method
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head, fold_centre, put_weights
 
 
 def attach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    method: MethodSection,
+    method: MethodConfig,
     *,
     task: str | TaskSection | None = None,
     num_labels: int | None = None,
@@ -50,7 +51,7 @@ def attach(
         ValueError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
             template belongs to the data.
     """
-    if isinstance(method, TemplateMethod):
+    if method.answers_in_words:
         raise ValueError(
             f"attach: {method.name} is a template on the data more than a part of the model; run it from a recipe "
             "(method.name), with `sktune train` or sktune.training.run.train"
@@ -60,12 +61,18 @@ def attach(
             raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
         task = "causal_lm"
     section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+    kernel = model.config._attn_implementation or "eager"
     needs_labels = section.name not in ("causal_lm", "regression")
     if needs_labels and num_labels is None:
         raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
+    if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
+        raise ValueError(
+            f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "
+            "flash-attention; load the model with attn_implementation='sdpa' or 'eager'"
+        )
     backbone = Backbone(
         model,
-        attn_implementation=model.config._attn_implementation or "eager",
+        attn_implementation=kernel,
         gradient_checkpointing=gradient_checkpointing,
     )
     device = next(model.parameters()).device

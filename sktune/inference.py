@@ -173,11 +173,12 @@ def generate(assembly: Assembly, prompt: Sequence[int], max_new_tokens: int) -> 
     model, tokenizer = assembly.model, assembly.tokenizer
     device = next(model.parameters()).device
     ids, produced = list(prompt), []
+    woven = model.method(model.backbone)
     for _ in range(max_new_tokens):
         embeds = model.backbone.embed(torch.tensor([ids], device=device))
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=device)
         last = torch.tensor([len(ids) - 1], device=device)
-        logits = model.method(model.backbone, embeds, mask, with_lm_head=True, keep_positions=last)
+        logits = model.backbone.read(embeds, mask, woven, with_lm_head=True, keep_positions=last)
         token = int(logits[0, -1].argmax())
         if token == tokenizer.eos_token_id:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sktune.methods.adapter import fixed_projection, tell_apart
+from sktune.methods.semantic.adapter import fixed_projection, tell_apart
 
 
 def alike(*sizes: int) -> torch.Tensor:

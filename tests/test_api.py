@@ -71,6 +71,15 @@ def test_a_plain_loop_learns_and_leaves_the_backbone_alone(tokenizer, sentiment,
     assert all(torch.equal(before[name], p) for name, p in tuned.backbone.named_parameters())
 
 
+def test_a_window_that_would_hide_the_prefix_is_refused(tokenizer) -> None:
+    model = AutoModel.from_pretrained(MODEL, dtype=torch.float32)
+    model.config.sliding_window, model.config._attn_implementation = 16, "flash_attention_2"
+    task = {"task": "sequence_classification", "num_labels": 2}
+    with pytest.raises(ValueError, match=r"hide the prefix of sk_prefix.*attn_implementation='sdpa'"):
+        sktune.attach(model, tokenizer, sktune.SKPrefixConfig(text=TEXT), **task)
+    sktune.attach(model, tokenizer, sktune.SKPromptConfig(text=TEXT), **task)
+
+
 def test_the_trainer_of_transformers_trains_and_evaluates(tokenizer, sentiment, tmp_path: Path) -> None:
     tuned = attached(tokenizer)
     arguments = TrainingArguments(

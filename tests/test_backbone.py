@@ -33,9 +33,11 @@ from tiny_models import (
 from torch import nn
 
 from sktune.backbone import Backbone, load_backbone, load_tokenizer, read_hidden_states
-from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection, SKPrefixMethod, SKPromptMethod
-from sktune.recipe.schema import ModelSection, TaskSection
+from sktune.methods.config import MethodConfig
+from sktune.methods.method import build_method
+from sktune.methods.sk_prefix.config import SKPrefixConfig
+from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.sections import ModelSection, TaskSection
 from sktune.tasks import build_head
 
 METHODS = ("sk_prefix", "sk_prompt")
@@ -66,7 +68,7 @@ def test_cut_layer_is_the_hidden_state_there_and_the_blocks_above_are_not_run(fa
     backbone, plain = tiny_backbone(family, kernel, checkpointing=True), tiny_network(family, kernel)
     method = tiny_method("sk_prompt", backbone, adapter="identity", cut_layer=cut)
     calls = [count_passes(block) for block in backbone.blocks]
-    prompt = method.prompt(backbone)
+    prompt = method.weave(backbone).prompt
     assert [len(call) for call in calls] == [1] * cut + [0] * (DEPTH - cut)
     assert len(backbone.blocks) == DEPTH
 
@@ -91,7 +93,7 @@ def test_cut_layer_with_a_mixed_reading_after_it() -> None:
     method = tiny_method("sk_prompt", backbone, cut_layer=2)
     ids, mask = batch(lengths=(5, 5))
     with torch.no_grad():
-        found = method(backbone, backbone.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, method(backbone))
         state = plain(input_ids=prompt_ids("llama"), output_hidden_states=True).hidden_states[2]
         whole = torch.cat((state.expand(2, -1, -1), plain.get_input_embeddings()(ids)), 1)
         expected = plain(inputs_embeds=whole)[0][:, state.shape[1] :]
@@ -220,21 +222,21 @@ def test_attention_outside_the_interface_is_refused_by_sk_prefix_alone(family: s
     backbone = Backbone(tf.AutoModel.from_config(OWN_ATTENTION[family](), attn_implementation="eager"))
     wanted = rf"method\.name: sk_prefix is not available for {family}: its attention .*; use sk_prompt"
     with pytest.raises(ValueError, match=wanted):
-        build_method(SKPrefixMethod(text=TEXT), backbone, tiny_tokenizer())
-    build_method(SKPromptMethod(text=TEXT), backbone, tiny_tokenizer())
+        build_method(SKPrefixConfig(text=TEXT), backbone, tiny_tokenizer())
+    build_method(SKPromptConfig(text=TEXT), backbone, tiny_tokenizer())
 
 
-def build_and_read(section: MethodSection, backbone: Backbone) -> torch.Tensor:
+def build_and_read(section: MethodConfig, backbone: Backbone) -> torch.Tensor:
     method = build_method(section, backbone, tiny_tokenizer(backbone.is_encoder))
     ids, mask = batch()
-    return method(backbone, backbone.embed(ids), mask)
+    return backbone.read(backbone.embed(ids), mask, method(backbone))
 
 
 def test_layers_that_share_one_attention_are_refused_by_sk_prefix() -> None:
     network = tf.AutoModel.from_config(tf.AlbertConfig(**SHAPE, embedding_size=WIDTH), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"sk_prefix is not available for albert.*; use sk_prompt"):
-        build_and_read(SKPrefixMethod(text=TEXT), backbone)
+        build_and_read(SKPrefixConfig(text=TEXT), backbone)
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -303,11 +305,11 @@ def test_other_encoders_read_the_hard_prompt_or_are_refused(family: str) -> None
         expected = network(input_ids=whole, attention_mask=torch.cat((mask.new_ones(3, count), mask), 1))[0]
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
     tokenizer = tiny_tokenizer(encoder=True)
-    method = backbone and unless_refused(family, lambda: build_method(SKPromptMethod(text=TEXT), backbone, tokenizer))
+    method = backbone and unless_refused(family, lambda: build_method(SKPromptConfig(text=TEXT), backbone, tokenizer))
     if method is None:
         return
     with torch.no_grad():
-        found = method(backbone, backbone.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, method(backbone))
     torch.testing.assert_close(real_rows(found, mask), real_rows(expected[:, count:], mask), atol=1e-5, rtol=0)
 
 
@@ -318,7 +320,7 @@ def test_keys_and_values_of_different_widths_are_refused_by_sk_prefix() -> None:
     network = tf.AutoModel.from_config(tf.DeepseekV3Config(**SHAPE, **latent), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"method\.name: sk_prefix is not available for deepseek_v3"):
-        build_and_read(SKPrefixMethod(text=TEXT), backbone)
+        build_and_read(SKPrefixConfig(text=TEXT), backbone)
 
 
 @pytest.mark.parametrize("family", ["electra", "opt"])
@@ -329,7 +331,7 @@ def test_embeddings_narrower_than_the_model_are_read_or_refused(family: str) -> 
     else:
         network = tf.AutoModel.from_config(tf.ElectraConfig(**SHAPE, embedding_size=32), attn_implementation="eager")
     backbone = unless_refused(family, lambda: Backbone(network, attn_implementation="eager"))
-    hidden = backbone and unless_refused(family, lambda: build_and_read(SKPromptMethod(text=TEXT), backbone))
+    hidden = backbone and unless_refused(family, lambda: build_and_read(SKPromptConfig(text=TEXT), backbone))
     assert hidden is None or hidden.isfinite().all()
 
 
@@ -341,8 +343,8 @@ def test_key_value_width_is_what_a_layer_really_keeps(family: str) -> None:
     backbone = tiny_backbone(family)
     method = tiny_method("sk_prefix", backbone, adapter="identity")
     ids, mask = batch()
-    method(backbone, backbone.embed(ids), mask)
-    prefix = method.prefix(backbone)
+    backbone.read(backbone.embed(ids), mask, method(backbone))
+    prefix = method.weave(backbone).prefix
     assert len(prefix) == DEPTH
     for _, (key, value) in prefix:
         assert key.shape == value.shape
@@ -363,8 +365,8 @@ def test_every_available_position_can_be_read(family: str) -> None:
     room = backbone.max_positions
     assert room is not None
     method = tiny_method("sk_prompt", backbone)
-    ids, mask = batch(lengths=(room - method.prompt_length(),))
-    assert method(backbone, backbone.embed(ids), mask).isfinite().all()
+    ids, mask = batch(lengths=(room - method.positions,))
+    assert backbone.read(backbone.embed(ids), mask, method(backbone)).isfinite().all()
 
 
 def test_gradient_checkpointing_recomputes_each_block_once() -> None:
@@ -439,6 +441,15 @@ def test_flash_attention_without_a_gpu_is_refused(tmp_path: Path) -> None:
     wanted = r"model\.attn_implementation: flash_attention_2 cannot run: there is no CUDA GPU.*; use auto or sdpa"
     with pytest.raises(ValueError, match=wanted):
         load_backbone(ModelSection(name_or_path=str(tmp_path), attn_implementation="flash_attention_2"))
+
+
+def test_a_prefix_is_refused_where_the_attention_may_hide_it(tmp_path: Path) -> None:
+    tiny_network("mistral_window").save_pretrained(tmp_path)
+    section = ModelSection(name_or_path=str(tmp_path), dtype="float32")
+    with pytest.raises(ValueError, match="loaded without visible_prefix"):
+        build_and_read(SKPrefixConfig(text=TEXT), load_backbone(section))
+    build_and_read(SKPrefixConfig(text=TEXT), load_backbone(section, visible_prefix=True))
+    build_and_read(SKPromptConfig(text=TEXT), load_backbone(section))
 
 
 def loading_refusal(path: Path, **options: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sktune.data import RawSplits, load_splits
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 NER = TaskSection(name="token_classification")
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from sktune.data import EncodedSplit, Example, encode_split, load_splits
 from sktune.embedded import resolve
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog in Berlin .",

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from sktune.data import Example, RawSplits, load_splits
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 CLASSES = TaskSection(name="sequence_classification")
 NER = TaskSection(name="token_classification")

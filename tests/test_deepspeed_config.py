@@ -14,7 +14,7 @@ from tiny_models import tiny_backbone
 from sktune.backbone import Backbone
 from sktune.optimization.deepspeed_config import read_deepspeed_config, shipped_config_path, size_deepspeed_config
 from sktune.recipe import DEEPSPEED_PRESETS
-from sktune.recipe.schema import TrainingSection
+from sktune.sections import TrainingSection
 
 TRAINABLE = 2_077
 TRAINING = TrainingSection(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.5)

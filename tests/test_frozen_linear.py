@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sktune.backbone import Backbone, load_backbone
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit, FrozenLinear8bit
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 FOUR_BIT: dict[str, tuple[str, bool]] = {
     "nf4": ("nf4", False),

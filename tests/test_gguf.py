@@ -25,7 +25,7 @@ from sktune.backbone import load_backbone, load_tokenizer, streaming
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.skeleton import read_config
 from sktune.cli import main
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 DEPTH, WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 2, 256, 512, 8, 2, 32
 TOKENS = [*list(VOCABULARY)[:4], *bytes_to_unicode().values(), "ab"]

@@ -28,10 +28,10 @@ from training_fixtures import (
 import sktune
 from sktune.data import Collator
 from sktune.inference import evaluate_run, predict
-from sktune.methods import build_method
+from sktune.methods.full.config import FullFineTuningConfig
+from sktune.methods.method import build_method
 from sktune.recipe import load_recipe
-from sktune.recipe.methods import FullFineTuningMethod
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head, put_weights
 from sktune.training.assembly import assemble, read_adapter
 from sktune.training.checkpoint import checkpoint_path
@@ -210,7 +210,7 @@ def test_what_all_inputs_have_in_common_does_not_move_the_logits(workshop: Works
 
 def test_zero_weights_keep_the_gradient_from_the_model_for_one_step_only() -> None:
     backbone = tiny_backbone("llama")
-    method = build_method(FullFineTuningMethod(), backbone, tiny_tokenizer())
+    method = build_method(FullFineTuningConfig(), backbone, tiny_tokenizer())
     model = TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
     ids, mask = batch()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids % 4, -100)}

@@ -21,41 +21,40 @@ from tiny_models import (
 from training_fixtures import WITH_TEMPLATE
 
 from sktune.backbone import Backbone, load_backbone
-from sktune.methods import METHODS, build_method
-from sktune.recipe.methods import (
-    BottleneckAdapterMethod,
-    FullFineTuningMethod,
-    IA3Method,
-    LlamaAdapterMethod,
-    LoraMethod,
-    PrefixTuningMethod,
-    PromptTuningMethod,
-    PTuningMethod,
-    TopLayersMethod,
-)
-from sktune.recipe.schema import ModelSection, QuantizationSection, TaskSection
+from sktune.methods import METHODS
+from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
+from sktune.methods.full.config import FullFineTuningConfig
+from sktune.methods.ia3.config import IA3Config
+from sktune.methods.llama_adapter.config import LlamaAdapterConfig
+from sktune.methods.lora.config import LoraConfig
+from sktune.methods.method import build_method
+from sktune.methods.p_tuning.config import PTuningConfig
+from sktune.methods.prefix_tuning.config import PrefixTuningConfig
+from sktune.methods.prompt_tuning.config import PromptTuningConfig
+from sktune.methods.top_layers.config import TopLayersConfig
+from sktune.sections import ModelSection, QuantizationSection, TaskSection
 from sktune.tasks import TunedModel, build_head
 
 LABELS = ("w1", "w2 w3")
 FAMILIES = ("llama", "mistral", "gpt2", "bert", "bloom", "falcon", "gpt_neox", "phi", "opt", "roberta", "qwen2")
 SECTIONS: dict[str, Any] = {
-    "prompt_random": PromptTuningMethod(init="random", num_virtual_tokens=4),
-    "prompt_vocabulary": PromptTuningMethod(num_virtual_tokens=4),
-    "prompt_text": PromptTuningMethod(init="text", text=TEXT),
-    "prompt_labels": PromptTuningMethod(init="labels"),
-    "prefix_random": PrefixTuningMethod(num_virtual_tokens=4),
-    "prefix_network": PrefixTuningMethod(num_virtual_tokens=4, reparametrize=True, hidden_size=8),
-    "prefix_text": PrefixTuningMethod(init="text", text=TEXT),
-    "p_mlp": PTuningMethod(num_virtual_tokens=4, hidden_size=8),
-    "p_lstm": PTuningMethod(num_virtual_tokens=4, hidden_size=8, encoder="lstm"),
-    "p_anchored": PTuningMethod(template="w1 w2 w3 w4", anchors=("w2",), hidden_size=8),
-    "lora": LoraMethod(rank=2),
-    "ia3": IA3Method(),
-    "llama_adapter": LlamaAdapterMethod(num_virtual_tokens=3, layers=2),
-    "pfeiffer": BottleneckAdapterMethod(rank=2),
-    "houlsby": BottleneckAdapterMethod(rank=2, placement="houlsby"),
-    "top_layers": TopLayersMethod(layers=1),
-    "full": FullFineTuningMethod(),
+    "prompt_random": PromptTuningConfig(init="random", num_virtual_tokens=4),
+    "prompt_vocabulary": PromptTuningConfig(num_virtual_tokens=4),
+    "prompt_text": PromptTuningConfig(init="text", text=TEXT),
+    "prompt_labels": PromptTuningConfig(init="labels"),
+    "prefix_random": PrefixTuningConfig(num_virtual_tokens=4),
+    "prefix_network": PrefixTuningConfig(num_virtual_tokens=4, reparametrize=True, hidden_size=8),
+    "prefix_text": PrefixTuningConfig(init="text", text=TEXT),
+    "p_mlp": PTuningConfig(num_virtual_tokens=4, hidden_size=8),
+    "p_lstm": PTuningConfig(num_virtual_tokens=4, hidden_size=8, encoder="lstm"),
+    "p_anchored": PTuningConfig(template="w1 w2 w3 w4", anchors=("w2",), hidden_size=8),
+    "lora": LoraConfig(rank=2),
+    "ia3": IA3Config(),
+    "llama_adapter": LlamaAdapterConfig(num_virtual_tokens=3, layers=2),
+    "pfeiffer": BottleneckAdapterConfig(rank=2),
+    "houlsby": BottleneckAdapterConfig(rank=2, placement="houlsby"),
+    "top_layers": TopLayersConfig(layers=1),
+    "full": FullFineTuningConfig(),
 }
 SILENT_AT_FIRST = ("lora", "ia3", "llama_adapter", "pfeiffer", "houlsby", "top_layers", "full")
 UNFROZEN = ("top_layers", "full")
@@ -117,10 +116,10 @@ def test_additions_start_as_the_frozen_model(family: str, name: str) -> None:
         plain = Backbone(tiny_network(family))
         expected = plain(plain.embed(ids), mask)
         model = tuned(name, tiny_backbone(family)).eval()
-        found = model.method(model.backbone, model.backbone.embed(ids), mask)
+        found = model.backbone.read(model.backbone.embed(ids), mask, model.method(model.backbone))
         torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=1e-5, rtol=0)
         perturb(model)
-        moved = model.method(model.backbone, model.backbone.embed(ids), mask)
+        moved = model.backbone.read(model.backbone.embed(ids), mask, model.method(model.backbone))
     assert (real_rows(moved, mask) - real_rows(expected, mask)).abs().max() > 1e-2
 
 
@@ -132,8 +131,8 @@ def test_a_text_is_where_sk_tuning_starts_too(family: str, name: str, same_as: s
     model = tuned(name, backbone).eval()
     sk = tiny_method(same_as, other, adapter="identity")
     with torch.no_grad():
-        found = model.method(backbone, backbone.embed(ids), mask)
-        expected = sk(other, other.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, model.method(backbone))
+        expected = other.read(other.embed(ids), mask, sk(other))
     torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=1e-5, rtol=0)
 
 
@@ -167,7 +166,7 @@ def test_over_any_backbone_everything_that_trains_is_fp32(
 ) -> None:
     quantization = QuantizationSection.model_validate({bits: True} if bits else {})
     section = ModelSection(name_or_path=str(folder), dtype=dtype)
-    model = tuned(name, load_backbone(section, quantization, gradient_checkpointing=True))
+    model = tuned(name, load_backbone(section, quantization, gradient_checkpointing=True, visible_prefix=True))
     perturb(model)
     logits, gradients = train_once(model)
     assert logits.isfinite().all()
@@ -176,7 +175,7 @@ def test_over_any_backbone_everything_that_trains_is_fp32(
 
 
 def test_dropout_inside_the_backbone_is_on_in_training_only() -> None:
-    section = LoraMethod(rank=2, dropout=0.5)
+    section = LoraConfig(rank=2, dropout=0.5)
     backbone = tiny_backbone("llama")
     model = TunedModel(backbone, build_method(section, backbone, tiny_tokenizer()), None)
     perturb(model)
@@ -184,7 +183,7 @@ def test_dropout_inside_the_backbone_is_on_in_training_only() -> None:
 
     def read() -> torch.Tensor:
         with torch.no_grad():
-            return model.method(backbone, backbone.embed(ids), mask)
+            return backbone.read(backbone.embed(ids), mask, model.method(backbone))
 
     model.train()
     assert not torch.equal(read(), read())
@@ -198,7 +197,7 @@ def test_dropout_under_checkpointing_is_the_same_in_the_recomputation() -> None:
     for checkpointing in (False, True):
         backbone = Backbone(tiny_network("llama"), gradient_checkpointing=checkpointing)
         torch.manual_seed(0)
-        method = build_method(LoraMethod(rank=2, dropout=0.5), backbone, tiny_tokenizer())
+        method = build_method(LoraConfig(rank=2, dropout=0.5), backbone, tiny_tokenizer())
         model = TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
         perturb(model)
         torch.manual_seed(1)
@@ -217,12 +216,11 @@ def test_a_prompt_is_made_once_for_an_evaluation(name: str, monkeypatch: pytest.
     perturb(method)
     ids, mask = batch()
     made = []
-    kind = "prefix" if name == "sk_prefix" else "prompt"
-    real = getattr(method, kind)
-    monkeypatch.setattr(method, kind, lambda *args: made.append(1) or real(*args))
+    real = method.weave
+    monkeypatch.setattr(method, "weave", lambda *args: made.append(1) or real(*args))
 
     def read() -> torch.Tensor:
-        return method(backbone, backbone.embed(ids), mask)
+        return backbone.read(backbone.embed(ids), mask, method(backbone))
 
     method.train()
     fresh = read().detach()
@@ -253,7 +251,7 @@ def test_p_tuning_keeps_anchors_and_opening_tokens() -> None:
     backbone = tiny_backbone("llama")
     method: Any = tuned("p_anchored", backbone).method
     with torch.no_grad():
-        prompt, plain = method.prompt(backbone)[0], backbone.embed(method.template_ids)[0]
+        prompt, plain = method.weave(backbone).prompt[0], backbone.embed(method.template_ids)[0]
     assert method.tuned.tolist() == [False, True, False, True, True]  # <s> w1 w2 w3 w4
     same = (prompt == plain).all(1)
     assert same.tolist() == [True, False, True, False, False]
@@ -262,11 +260,11 @@ def test_p_tuning_keeps_anchors_and_opening_tokens() -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        (PTuningMethod(template="w1 w2", anchors=("w9",)), "'w9' is not a word of method.template"),
-        (PTuningMethod(template="w1 w2", anchors=("w1", "w2")), "nothing of method.template is left"),
-        (TopLayersMethod(layers=9), "method.layers: 9 is more than the model's 3"),
-        (LlamaAdapterMethod(layers=9), "method.layers: 9 is more than the model's 3"),
-        (LoraMethod(target_modules=("nothing",)), "name some of its linear layers: down_proj"),
+        (PTuningConfig(template="w1 w2", anchors=("w9",)), "'w9' is not a word of method.template"),
+        (PTuningConfig(template="w1 w2", anchors=("w1", "w2")), "nothing of method.template is left"),
+        (TopLayersConfig(layers=9), "method.layers: 9 is more than the model's 3"),
+        (LlamaAdapterConfig(layers=9), "method.layers: 9 is more than the model's 3"),
+        (LoraConfig(target_modules=("nothing",)), "name some of its linear layers: down_proj"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(section: Any, words: str) -> None:
@@ -288,10 +286,10 @@ def test_llama_adapter_names_the_families_it_cannot_serve(family: str) -> None:
 def test_prompt_tuning_repeats_and_cuts_its_start_to_the_length_asked_for() -> None:
     backbone, tokenizer = tiny_backbone("llama"), tiny_tokenizer()
     for length in (2, 9):
-        section = PromptTuningMethod(init="text", text="w1 w2", num_virtual_tokens=length)
+        section = PromptTuningConfig(init="text", text="w1 w2", num_virtual_tokens=length)
         method: Any = build_method(section, backbone, tokenizer)
         ids = tokenizer("w1 w2")["input_ids"]
-        assert method.prompt_length() == length
+        assert method.positions == length
         assert method.tokens.input_ids[0].tolist() == (ids * 9)[:length]
 
 

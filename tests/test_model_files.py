@@ -16,7 +16,7 @@ from transformers import LlamaTokenizer
 
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.recipe.rules.model import gguf_file_is_inside_a_folder, gguf_has_neither_revision_nor_code
-from sktune.recipe.schema import ModelSection
+from sktune.sections import ModelSection
 
 
 def refused(path: Path | str) -> str:

@@ -19,6 +19,7 @@ from sktune.backbone import load_backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
 from sktune.methods import METHODS
+from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.optimization.optimizer import build_optimizer
 from sktune.planning import MOMENTS, Plan, choose_sharding, plan
 from sktune.planning import changes as changes_module
@@ -33,7 +34,6 @@ from sktune.planning.sweep import parse_axes
 from sktune.planning.units import parse_bytes
 from sktune.planning.zero_hooks import Use
 from sktune.recipe import Recipe, load_recipe
-from sktune.recipe.methods import SKPrefixMethod
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
 
@@ -129,7 +129,7 @@ def test_frozen_bytes_equal_those_of_the_loaded_model(make: MakeRecipe, bits: in
     packed = sum(linear.weight.nbytes for linear in linears)
     everything = sum(t.nbytes for t in (*backbone.parameters(), *backbone.buffers()))
     assert planned.packed == packed
-    assert isinstance(recipe.method, SKPrefixMethod)
+    assert isinstance(recipe.method, SKPrefixConfig)
     text = 8 * len(tiny_tokenizer()(TEXT)["input_ids"])
     projection = 4 * backbone.key_value_width * recipe.method.rank
     centre = 4 * backbone.hidden_size  # of the head

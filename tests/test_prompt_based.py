@@ -39,18 +39,20 @@ from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
 from sktune.comparison.results import read_results
-from sktune.data import Example, template_encoder
-from sktune.data.demonstrations import Demonstrations
-from sktune.data.template import read_template
+from sktune.data import Example
 from sktune.inference import evaluate_run, predict
+from sktune.methods.in_context.config import InContextConfig
+from sktune.methods.prompt_based.config import PromptBasedConfig
+from sktune.methods.template.demonstrations import Demonstrations
+from sktune.methods.template.encode import template_encoder
+from sktune.methods.template.template import read_template
 from sktune.planning import plan
 from sktune.planning.dry_run import observe
 from sktune.planning.engine import engine_of
 from sktune.planning.numbers import run_of
 from sktune.planning.parts import find_parts
 from sktune.recipe import load_recipe
-from sktune.recipe.methods import InContextMethod, PromptBasedMethod
-from sktune.recipe.schema import DataSection, ModelSection, QuantizationSection
+from sktune.sections import DataSection, ModelSection, QuantizationSection
 from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import list_checkpoints
 
@@ -284,7 +286,7 @@ DATA = DataSection(path="nowhere", max_length=16)
 
 def encoder_of(tokenizer: Any, is_encoder: bool, train: Sequence[Example] = (), **fields: Any) -> Any:
     words = {"good": "great", "bad": "terrible"}
-    section = InContextMethod(**{"label_words": words, **fields})
+    section = InContextConfig(**{"label_words": words, **fields})
     data = fields.pop("data", DATA)
     return template_encoder(
         section, data, tuple(section.label_words or ()), tokenizer, train, is_encoder=is_encoder, seed=0
@@ -329,7 +331,7 @@ def test_words_that_cannot_be_told_apart_or_are_unknown_are_named() -> None:
         encoder_of(tiny_tokenizer(), True, label_words={"good": "w1", "bad": "w2"})
     with pytest.raises(ValueError, match=r"goes on behind \{answer\}"):
         encoder_of(tokenizer, False, template="{text} It was {answer} .")
-    section = InContextMethod(label_words={"good": "great", "worse": "terrible"})
+    section = InContextConfig(label_words={"good": "great", "worse": "terrible"})
     with pytest.raises(ValueError, match="has no word for bad; the labels are good, bad"):
         read_template(section, ("good", "bad"), tokenizer, pair=False, is_encoder=False)
     with pytest.raises(ValueError, match="labels that the data does not have: worse"):
@@ -344,7 +346,7 @@ def test_of_a_word_of_several_tokens_the_first_is_scored_and_that_is_said() -> N
 
 
 def test_without_template_and_words_the_log_says_which_are_taken() -> None:
-    template = read_template(InContextMethod(), ("great", "terrible"), _byte_level(), pair=True, is_encoder=False)
+    template = read_template(InContextConfig(), ("great", "terrible"), _byte_level(), pair=True, is_encoder=False)
     assert template.report[0] == "template: '{text} {text_pair} Answer: {answer}' (the default)"
     assert template.report[1] == "label words: great: 'great', terrible: 'terrible'"
     assert template.fill("{a}", "b}", "c").text == "{a} b} Answer: c"
@@ -363,7 +365,7 @@ def test_the_text_is_cut_and_never_the_template(side: str, kept: str) -> None:
     tokenizer = tiny_tokenizer(encoder=True)
     tokenizer.truncation_side = side
     data = DataSection(path="nowhere", max_length=3)
-    section = InContextMethod(template="w30 {text} w31 {answer} w32", label_words=WORDS)
+    section = InContextConfig(template="w30 {text} w31 {answer} w32", label_words=WORDS)
     encoder = template_encoder(section, data, LABELS, tokenizer, (), is_encoder=True, seed=0)
     text, report = _row_text(encoder, Example(0, "w1 w2 w3 w4 w5 w6", reference="people"))
     assert text == f"<s> w30 {kept} w31 {MASK} w32 </s>"
@@ -372,7 +374,7 @@ def test_the_text_is_cut_and_never_the_template(side: str, kept: str) -> None:
 
 def test_of_a_pair_the_longer_text_gives_first() -> None:
     data = DataSection(path="nowhere", max_length=5, text_pair_column="b")
-    section = InContextMethod(template="{text} w30 {text_pair} w31 {answer}", label_words=WORDS)
+    section = InContextConfig(template="{text} w30 {text_pair} w31 {answer}", label_words=WORDS)
     encoder = template_encoder(section, data, LABELS, tiny_tokenizer(), (), is_encoder=False, seed=0)
     text, _ = _row_text(encoder, Example(0, "w1 w2 w3 w4 w5 w6", "w7 w8", reference="people"))
     assert text == "<s> w1 w2 w3 w30 w7 w8 w31"
@@ -384,7 +386,7 @@ def test_demonstrations_that_find_no_room_are_left_out_whole() -> None:
     train = [Example(i, f"w{i} w{i + 1} w{i + 2}", reference=LABELS[i % 2]) for i in range(4)]
     train.append(Example(4, "w1 " * 9, reference="people"))  # would have to be cut
     data = DataSection(path="nowhere", max_length=5)
-    section = InContextMethod(template=TEMPLATE, label_words=WORDS, demonstrations=2)
+    section = InContextConfig(template=TEMPLATE, label_words=WORDS, demonstrations=2)
     encoder = template_encoder(section, data, LABELS, tiny_tokenizer(), train, is_encoder=False, seed=0)
     assert "1 training texts of more than 5 tokens are not used" in "\n".join(encoder.report)
     example = Example(9, "w40 w41 w42 w43 w44 w45", reference="people")
@@ -634,7 +636,7 @@ def test_a_comparison_holds_both_beside_a_trained_method(
 
 
 def test_from_python_the_template_is_missing_and_that_is_said() -> None:
-    for section in (InContextMethod(), PromptBasedMethod()):
+    for section in (InContextConfig(), PromptBasedConfig()):
         network = tiny_network("llama", language_model=True)
         with pytest.raises(ValueError, match=f"attach: {section.name} is a template on the data"):
             sktune.attach(network, tiny_tokenizer(), section, task="sequence_classification", num_labels=2)

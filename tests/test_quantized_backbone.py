@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sktune.backbone import Backbone, load_backbone
 from sktune.backbone.quantized import FrozenLinear
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 METHODS = ("sk_prefix", "sk_prompt")
 FAMILIES = ("llama", "bloom", "bert")
@@ -46,6 +46,7 @@ def load(folder: Path, bits: str, dtype: Any = "float32", **options: Any) -> Bac
     return load_backbone(
         ModelSection(name_or_path=str(folder), dtype=dtype),
         QuantizationSection(**BITS[bits]),
+        visible_prefix=True,
         **options,
     )
 
@@ -79,7 +80,7 @@ def test_step_zero_is_the_quantized_model_reading_the_hard_prompt(
     expected = read_hard_prompt(load(folders[family], bits), family, ids, mask)
     unquantized = read_hard_prompt(Backbone(tiny_network(family)), family, ids, mask)
     with torch.no_grad():
-        found = tiny_method(name, backbone)(backbone, backbone.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, tiny_method(name, backbone)(backbone))
         alone = backbone(backbone.embed(ids), mask)
     found, expected, alone = (real_rows(states, mask) for states in (found, expected, alone))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -197,7 +198,8 @@ def test_padding_side_and_checkpointing_change_nothing(folders: dict[str, Path],
 def test_default_outlier_threshold_and_language_loss_train(folders: dict[str, Path], bits: str) -> None:
     section = ModelSection(name_or_path=str(folders["llama"]), dtype="bfloat16")
     quantization = QuantizationSection(load_in_4bit=bits == "nf4", load_in_8bit=bits == "int8")
-    tuned = tiny_tuned("sk_prefix", load_backbone(section, quantization, language_model=True), "causal_lm")
+    backbone = load_backbone(section, quantization, language_model=True, visible_prefix=True)
+    tuned = tiny_tuned("sk_prefix", backbone, "causal_lm")
     ids, mask = batch()
     optimizer = torch.optim.Adam(tuned.trainable_parameters().values(), lr=1e-2)
     losses = []

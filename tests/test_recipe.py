@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sktune.methods import METHODS
 from sktune.recipe import (
     RecipeError,
     dump_recipe,
@@ -248,7 +249,7 @@ def test_an_override_of_a_text_is_that_text(write: Write, given: str, read: str)
         ("task.labels=[a", "not valid YAML"),
         ("method.text='a", "not valid YAML"),
         ("method.text=1", "method.text = 1"),
-        ("training.max_steps=0", r"\(override\): training.max_steps = 0(.|\n)*greater than or equal to 1"),
+        ("training.max_steps=-1", r"\(override\): training.max_steps = -1(.|\n)*greater than or equal to 0"),
     ],
 )
 def test_a_wrong_override_says_what_was_meant(write: Write, override: str, message: str) -> None:
@@ -365,7 +366,10 @@ def test_validate_reports_each_file_and_fails_if_any_does(
 
 
 def test_checking_a_recipe_imports_no_heavy_library() -> None:
-    code = "import sys, sktune.recipe; print(*sys.modules)"
+    code = (
+        "import sys; from sktune.recipe import load_recipe; from sktune.recipe.keys import variants;"
+        "load_recipe('recipes/quickstart.yaml'); variants('method'); print(*sys.modules)"
+    )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     loaded = done.stdout.split()
@@ -442,25 +446,10 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "model.revision",
         changed({"model": {"name_or_path": "some/llama-GGUF", "gguf_file": "n.gguf", "revision": "main"}}),
     ),
-    "text_says_something": (
-        changed({"method": {"text": "  "}}),
-        "method.text",
-        changed({"method": {"text": " x "}}),
-    ),
-    "trainable_text_needs_every_step": (
-        changed({"method": {"trainable_text": True}}),
-        "method.trainable_text",
-        changed({"method": {"trainable_text": True, **EVERY_STEP}}),
-    ),
-    "adapter_options_have_effect": (
-        changed({"method": {"adapter": "linear", "rank": 8}}),
-        "method.rank",
-        changed({"method": {"adapter": "linear", "bias": False, "shared": True}}),
-    ),
     "something_is_trained": (
-        changed(WORDS, {"method": {"adapter": "identity"}}),
-        "method.adapter",
-        changed(WORDS, {"method": {"adapter": "identity", "trainable_text": True, **EVERY_STEP}}),
+        changed(WORDS, {"method": {"name": "head_only"}}),
+        "method.name",
+        changed(WORDS, {"method": {"name": "lora"}}),
     ),
     "causal_lm_has_one_kind_of_target": (
         changed(WORDS, ANSWERS),
@@ -607,60 +596,10 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "distributed.deepspeed",
         changed({"distributed": {"deepspeed": None}}),
     ),
-    "text_goes_with_init_text": (
-        with_method("prompt_tuning", init="text"),
-        "method.text",
-        with_method("prompt_tuning", init="text", text="which ?"),
-    ),
-    "reparametrization_starts_from_noise": (
-        with_method("prefix_tuning", init="text", text="which ?", reparametrize=True),
-        "method.reparametrize",
-        with_method("prefix_tuning", reparametrize=True, hidden_size=8),
-    ),
-    "p_tuning_options_have_effect": (
-        with_method("p_tuning", num_layers=3),
-        "method.num_layers",
-        with_method("p_tuning", encoder="lstm", num_layers=3),
-    ),
-    "start_from_labels_needs_labels": (
-        changed(ANSWERS, {"method": {"name": "prompt_tuning", "init": "labels"}}),
-        "method.init",
-        with_method("prompt_tuning", init="labels"),
-    ),
-    "ia3_feedforward_is_among_its_targets": (
-        with_method("ia3", target_modules=["k_proj"], feedforward_modules=["down_proj"]),
-        "method.feedforward_modules",
-        with_method("ia3", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    ),
     "unfrozen_layers_are_whole": (
         with_method("full"),
         "model.dtype",
         {**with_method("full"), "model": {"name_or_path": "embedded:llama", "dtype": "float32"}},
-    ),
-    "a_word_answers_for_a_whole_text": (
-        with_method("in_context"),
-        "method.name",
-        changed(SENTENCES, by("in_context")),
-    ),
-    "template_has_its_slots": (
-        changed(SENTENCES, by("prompt_based", template="{text} It was {answr} .")),
-        "method.template",
-        changed(SENTENCES, by("prompt_based", template="{text} {{It}} was {answer} .")),
-    ),
-    "label_words_of_the_method_tell_labels_apart": (
-        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": " great"})),
-        "method.label_words",
-        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": "bad"})),
-    ),
-    "label_words_of_the_method_are_of_the_labels": (
-        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["a", "c"]}}),
-        "method.label_words",
-        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["b", "a"]}}),
-    ),
-    "choice_needs_demonstrations": (
-        changed(SENTENCES, by("in_context", choose="similar")),
-        "method.choose",
-        changed(SENTENCES, by("in_context", choose="similar", demonstrations=1)),
     ),
     "sharding_is_up_to_zero3": (
         changed({"distributed": {"deepspeed": "zero2", "shard_backbone": True}}),
@@ -699,15 +638,95 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     ),
 }
 
+# what is wrong with a method's own options, or with them beside the task or the data -> likewise
+METHOD_CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "text_says_something": (
+        changed({"method": {"text": "  "}}),
+        "method.text",
+        changed({"method": {"text": " x "}}),
+    ),
+    "trainable_text_needs_every_step": (
+        changed({"method": {"trainable_text": True}}),
+        "method.trainable_text",
+        changed({"method": {"trainable_text": True, **EVERY_STEP}}),
+    ),
+    "adapter_options_have_effect": (
+        changed({"method": {"adapter": "linear", "rank": 8}}),
+        "method.rank",
+        changed({"method": {"adapter": "linear", "bias": False, "shared": True}}),
+    ),
+    "an_adapter_is_trained": (
+        changed(WORDS, {"method": {"adapter": "identity"}}),
+        "method.adapter",
+        changed(WORDS, {"method": {"adapter": "identity", "trainable_text": True, **EVERY_STEP}}),
+    ),
+    "text_goes_with_init_text": (
+        with_method("prompt_tuning", init="text"),
+        "method.text",
+        with_method("prompt_tuning", init="text", text="which ?"),
+    ),
+    "reparametrization_starts_from_noise": (
+        with_method("prefix_tuning", init="text", text="which ?", reparametrize=True),
+        "method.reparametrize",
+        with_method("prefix_tuning", reparametrize=True, hidden_size=8),
+    ),
+    "p_tuning_options_have_effect": (
+        with_method("p_tuning", num_layers=3),
+        "method.num_layers",
+        with_method("p_tuning", encoder="lstm", num_layers=3),
+    ),
+    "start_from_labels_needs_labels": (
+        changed(ANSWERS, {"method": {"name": "prompt_tuning", "init": "labels"}}),
+        "method.init",
+        with_method("prompt_tuning", init="labels"),
+    ),
+    "ia3_feedforward_is_among_its_targets": (
+        with_method("ia3", target_modules=["k_proj"], feedforward_modules=["down_proj"]),
+        "method.feedforward_modules",
+        with_method("ia3", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ),
+    "a_word_answers_for_a_whole_text": (
+        with_method("in_context"),
+        "method.name",
+        changed(SENTENCES, by("in_context")),
+    ),
+    "template_has_its_slots": (
+        changed(SENTENCES, by("prompt_based", template="{text} It was {answr} .")),
+        "method.template",
+        changed(SENTENCES, by("prompt_based", template="{text} {{It}} was {answer} .")),
+    ),
+    "label_words_of_the_method_tell_labels_apart": (
+        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": " great"})),
+        "method.label_words",
+        changed(SENTENCES, by("in_context", label_words={"a": "great", "b": "bad"})),
+    ),
+    "label_words_of_the_method_are_of_the_labels": (
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["a", "c"]}}),
+        "method.label_words",
+        changed(SENTENCES, by("in_context", label_words={"a": "x", "b": "y"}), {"task": {"labels": ["b", "a"]}}),
+    ),
+    "choice_needs_demonstrations": (
+        changed(SENTENCES, by("in_context", choose="similar")),
+        "method.choose",
+        changed(SENTENCES, by("in_context", choose="similar", demonstrations=1)),
+    ),
+}
+
 
 def test_every_case_belongs_to_a_rule() -> None:
     assert set(CASES) == {rule.__name__ for rule in RULES}
 
 
-@pytest.mark.parametrize("rule", [rule.__name__ for rule in RULES])
+def test_every_method_with_rules_of_its_own_has_a_case() -> None:
+    with_rules = {cls for name in METHODS for cls in METHODS.config(name).__mro__ if "problems" in vars(cls)}
+    broken = {cls for wrong, _, _ in METHOD_CASES.values() for cls in METHODS.config(wrong["method"]["name"]).__mro__}
+    assert with_rules <= broken
+
+
+@pytest.mark.parametrize("rule", [*(rule.__name__ for rule in RULES), *METHOD_CASES])
 def test_rule(rule: str) -> None:
     """Each rule finds its mistake, names the field, offers a cure, and leaves the near neighbour alone."""
-    wrong, field, right = CASES[rule]
+    wrong, field, right = (CASES | METHOD_CASES)[rule]
     problems = problems_of(wrong)
     assert set(problems) == {field}
     assert "cure: " in problems[field]
@@ -732,6 +751,11 @@ def test_causal_lm_without_any_target_or_anything_to_train() -> None:
     assert "neither" in problems_of(changed({**ANSWERS, "data": {"path": "some/set"}}))["task.label_words"]
     headless = changed(WORDS, {"method": {"name": "head_only"}})
     assert "nothing would be trained" in problems_of(headless)["method.name"]
+
+
+def test_every_field_of_a_method_has_a_help_text() -> None:
+    fields = {(name, key): info for name in METHODS for key, info in METHODS.config(name).model_fields.items()}
+    assert not [place for place, info in fields.items() if place[1] != "name" and not info.description]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def read_tuned(method: Any, backbone: Any, ids: torch.Tensor, mask: torch.Tensor
     """The method's hidden states, rows padded on any side, given back in the caller's order."""
     aligned = RightAligned(mask)
     with torch.no_grad():
-        return aligned.restore(method(backbone, backbone.embed(aligned.forth(ids)), aligned.attention_mask))
+        embeds = backbone.embed(aligned.forth(ids))
+        return aligned.restore(backbone.read(embeds, aligned.attention_mask, method(backbone)))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -86,7 +87,7 @@ def test_step_zero_is_the_hard_prompt(family: str, kernel: str, name: str, side:
     backbone = tiny_backbone(family, kernel)
     method = tiny_method(name, backbone)
     plain, prompt = tiny_network(family, kernel), prompt_ids(family)
-    assert method.prompt_length() == prompt.shape[1]
+    assert method.positions == prompt.shape[1]
 
     ids, mask = batch(side=side)
     found = real_rows(read_tuned(method, backbone, ids, mask), mask)
@@ -187,7 +188,7 @@ def test_a_pass_without_prefix_after_one_with_it_is_the_plain_model(family: str)
     ids, mask = batch()
     with torch.no_grad():
         expected = plain(input_ids=ids, attention_mask=mask)[0]
-        tuned = method(backbone, backbone.embed(ids), mask)
+        tuned = backbone.read(backbone.embed(ids), mask, method(backbone))
         found = backbone(backbone.embed(ids), mask)
     torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=TOLERANCE, rtol=0)
     assert (real_rows(tuned, mask) - real_rows(found, mask)).abs().max() > 0.5
@@ -208,8 +209,8 @@ def test_segments_reach_the_encoder(name: str) -> None:
             token_type_ids=F.pad(types, (count, 0)),
             attention_mask=torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None],
         )[0][:, count:]
-        found = method(backbone, backbone.embed(ids), mask, token_type_ids=types)
-        unsegmented = method(backbone, backbone.embed(ids), mask)
+        found = backbone.read(backbone.embed(ids), mask, method(backbone), token_type_ids=types)
+        unsegmented = backbone.read(backbone.embed(ids), mask, method(backbone))
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
     assert (found - unsegmented).abs().max() > 0.01
 
@@ -258,7 +259,7 @@ def test_the_trainable_text_gets_the_gradient_of_the_hard_prompt(family: str, na
     perturb(method)
     ids, mask = batch()
     weight = torch.randn(int(mask.sum()), backbone.hidden_size, generator=torch.Generator().manual_seed(2))
-    loss = (real_rows(method(backbone, backbone.embed(ids), mask), mask) * weight).sum()
+    loss = (real_rows(backbone.read(backbone.embed(ids), mask, method(backbone)), mask) * weight).sum()
     loss.backward()
 
     plain, altered = tiny_network(family, kernel), change.detach().clone().requires_grad_()

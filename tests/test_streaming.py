@@ -25,7 +25,7 @@ from sktune.backbone import load_backbone, streaming, weights
 from sktune.backbone.placement import OneProcess
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit
 from sktune.backbone.skeleton import build_skeleton, read_config
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 BITS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},

@@ -21,7 +21,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from sktune.files import TRACKING_STATE_FILE
-from sktune.recipe.schema import TrackingSection
+from sktune.sections import TrackingSection
 from sktune.tracking import Tracker, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
@@ -196,7 +196,7 @@ def test_other_ranks_never_load_mlflow_and_write_nothing(tmp_path: Path) -> None
     program = f"""
 import sys
 from pathlib import Path
-from sktune.recipe.schema import TrackingSection
+from sktune.sections import TrackingSection
 from sktune.tracking import start_tracking
 run = start_tracking(TrackingSection(tracking_uri="sqlite:///{tmp_path}/mlflow.db"), recipe_params={{}},
                      tags={{}}, run_name="r", run_id=None, is_main=False,

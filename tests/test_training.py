@@ -31,7 +31,7 @@ from training_fixtures import (
 from sktune.inference import evaluate_run
 from sktune.optimization.optimizer import build_optimizer, rate_factor, warmup_steps
 from sktune.recipe import load_recipe
-from sktune.recipe.schema import TrainingSection
+from sktune.sections import TrainingSection
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 from sktune.training.plain_engine import PlainEngine
 

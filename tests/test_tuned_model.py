@@ -30,9 +30,10 @@ from tiny_models import (
 from torch.nn import functional as F
 
 from sktune.backbone import Backbone
-from sktune.methods import build_method
-from sktune.recipe.methods import HeadOnlyMethod, SKPromptMethod
-from sktune.recipe.schema import TaskSection
+from sktune.methods.head_only.config import HeadOnlyConfig
+from sktune.methods.method import build_method
+from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
 from sktune.tasks.tuned_model import TunedOutput
@@ -58,7 +59,7 @@ def test_the_papers_count_for_roberta_base() -> None:
     assert backbone.hidden_size == 768
     assert len(tokenizer(text)["input_ids"]) == 12
     method = build_method(
-        SKPromptMethod(text=text, adapter="linear", bias=False, trainable_text=True, semantics="every_step"),
+        SKPromptConfig(text=text, adapter="linear", bias=False, trainable_text=True, semantics="every_step"),
         backbone,
         tokenizer,
     )
@@ -111,12 +112,12 @@ def test_trainable_counts(family: str, adapter: str, bias: bool) -> None:
 
 def test_head_only_trains_the_head_and_reads_the_input_alone() -> None:
     backbone, plain = tiny_backbone("llama"), tiny_network("llama")
-    method = build_method(HeadOnlyMethod(), backbone, tiny_tokenizer())
+    method = build_method(HeadOnlyConfig(), backbone, tiny_tokenizer())
     head = build_head(TaskSection(name="token_classification"), backbone, 4)
     tuned = TunedModel(backbone, method, head)
     assert isinstance(head, TokenClassificationHead)
     assert tuned.parameter_counts()[0] == 4 * WIDTH + 4
-    assert method.prompt_length() == 0
+    assert method.positions == 0
     ids, mask = batch(side="left")
     straight, straight_mask = batch()
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_pooling_sees_the_inputs_own_real_tokens(family: str, name: str, pooling
     for row, (values, kept) in enumerate(zip(ids, mask.bool(), strict=True)):
         alone = values[kept][None]  # the row by itself, without any padding
         with torch.no_grad():
-            hidden = tuned.method(backbone, backbone.embed(alone), torch.ones_like(alone))[0]
+            hidden = backbone.read(backbone.embed(alone), torch.ones_like(alone), tuned.method(backbone))[0]
         vector = {"last": hidden[-1], "first": hidden[0], "mean": hidden.mean(0)}[how]
         torch.testing.assert_close(found[row], tuned.head.classifier(vector), atol=1e-5, rtol=0)
 
@@ -426,10 +427,10 @@ def test_the_text_opens_a_sequence_and_does_not_end_it() -> None:
     tokenizer.backend_tokenizer.post_processor = tiny_tokenizer(encoder=True).backend_tokenizer.post_processor
     assert tokenizer(TEXT)["input_ids"][-1] == CLOSING  # a decoder's tokenizer that closes every sequence
     backbone = tiny_backbone("llama")
-    method: Any = build_method(SKPromptMethod(text=TEXT), backbone, tokenizer)
-    assert method.prompt_length() == 8
+    method: Any = build_method(SKPromptConfig(text=TEXT), backbone, tokenizer)
+    assert method.positions == 8
     with torch.no_grad():
-        torch.testing.assert_close(method.prompt(backbone), backbone.embed(prompt_ids("llama")), atol=0, rtol=0)
+        torch.testing.assert_close(method.weave(backbone).prompt, backbone.embed(prompt_ids("llama")), atol=0, rtol=0)
 
 
 def test_output_is_a_transformers_output() -> None:

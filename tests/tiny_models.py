@@ -11,9 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from sktune.backbone import Backbone
-from sktune.methods import build_method
-from sktune.recipe.methods import MethodSection, SKPrefixMethod, SKPromptMethod
-from sktune.recipe.schema import TaskSection
+from sktune.methods.config import MethodConfig
+from sktune.methods.method import build_method
+from sktune.methods.sk_prefix.config import SKPrefixConfig
+from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.sections import TaskSection
 from sktune.tasks import TunedModel, build_head
 
 TEXT = "find the names of people and places"
@@ -135,9 +137,9 @@ def prompt_ids(family: str) -> torch.Tensor:
     return torch.tensor([tiny_tokenizer(family in ENCODERS)(TEXT)["input_ids"]])
 
 
-def section(name: str, **fields: Any) -> MethodSection:
+def section(name: str, **fields: Any) -> MethodConfig:
     """An SK method's recipe section, with the tests' prompt text."""
-    return SKPrefixMethod(text=TEXT, **fields) if name == "sk_prefix" else SKPromptMethod(text=TEXT, **fields)
+    return SKPrefixConfig(text=TEXT, **fields) if name == "sk_prefix" else SKPromptConfig(text=TEXT, **fields)
 
 
 def tiny_method(name: str, backbone: Backbone, **fields: Any) -> Any:

@@ -103,3 +103,8 @@ def max_positions(base: PreTrainedModel) -> int | None:
     if limit is None or base.config.model_type in ALIBI_FAMILIES:
         return None
     return int(limit) - first_position(base)
+
+
+def slides_a_window(config: Any) -> bool:
+    """Whether a token of a long input does not see the first ones, in some of the layers."""
+    return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))

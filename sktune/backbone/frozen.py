@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,11 +17,27 @@ from transformers.pytorch_utils import Conv1D
 from sktune.backbone import architecture
 from sktune.backbone.attention import (
     IMPLEMENTATION_PREFIX,
+    GatedPrompt,
     LayerKeyValues,
     register_prefix_attention,
+    set_gated_prompt,
     set_prefix,
 )
 from sktune.backbone.prefix_cache import PrefixCache
+
+
+class Woven(NamedTuple):
+    """What a method adds to every row of a batch; `Backbone.read` reads it. Nothing: it changed the backbone itself."""
+
+    prompt: torch.Tensor | None = None
+    """[1, P, d], any float dtype: in front of the input's embeddings."""
+    prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None
+    """Of each attention module, keys and values in front of its own: [1, kv_heads, P, head_dim], rotated."""
+    gated: Sequence[tuple[nn.Module, GatedPrompt]] | None = None
+    """Prompts that attention modules read beside the input (LLaMA-Adapter)."""
+
+
+NOTHING = Woven()
 
 
 class Backbone(nn.Module):
@@ -32,6 +49,8 @@ class Backbone(nn.Module):
         model: a `transformers` model without a task head, or a causal language model.
         attn_implementation: `eager`, `sdpa` or `flash_attention_2`; what the model was loaded with.
         gradient_checkpointing: recompute each block in backward instead of keeping its activations.
+        visible_prefix: False where the attention may hide a prefix (see `loading.attention_for`), so that one is
+            refused.
 
     Raises:
         ValueError: for an architecture that cannot be tuned this way, by its name.
@@ -43,12 +62,14 @@ class Backbone(nn.Module):
         *,
         attn_implementation: str = "sdpa",
         gradient_checkpointing: bool = False,
+        visible_prefix: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = model.config
         self.family: str = model.config.model_type
         self.attn_implementation = attn_implementation
+        self.visible_prefix = visible_prefix
         self._takes_position_ids = architecture.check(self.base)
         model.requires_grad_(False)
         for module in model.modules():
@@ -89,6 +110,12 @@ class Backbone(nn.Module):
     def hidden_size(self) -> int:
         """Width d of a hidden state."""
         return int(self.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What embeddings and hidden states are in."""
+        dtype: torch.dtype = self.base.dtype
+        return dtype
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -171,7 +198,7 @@ class Backbone(nn.Module):
             setattr(parent, name, blocks)
 
     def use_prefix_attention(self) -> None:
-        """Routes attention through the prefix-aware functions; needed once, for SK-Prefix.
+        """Routes attention through the prefix-aware functions; needed once, by a method with a prefix or gated prompts.
 
         Raises:
             ValueError: where the architecture neither uses the attention interface nor is known to read a
@@ -195,13 +222,67 @@ class Backbone(nn.Module):
         """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
         return self.base.get_input_embeddings()(input_ids)
 
+    def read(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        woven: Woven = NOTHING,
+        *,
+        with_lm_head: bool = False,
+        keep_positions: torch.Tensor | None = None,
+        answer_positions: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Reads an input with what a method adds to it.
+
+        Args:
+            inputs_embeds: [batch, length, d], right-padded.
+            attention_mask: [batch, length], 1 for real tokens.
+            woven: what the method adds.
+            with_lm_head: return the language model's logits instead of hidden states.
+            keep_positions: [k] int64, the positions whose logits are wanted, counted in the input.
+            answer_positions: [batch] int64, instead: each row's one position, counted in the input.
+            token_type_ids: [batch, length], an encoder's segments.
+
+        Returns:
+            Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
+
+        Raises:
+            ValueError: for a prefix, where the attention may hide it.
+        """
+        if woven.prefix is not None and not self.visible_prefix:
+            raise ValueError(
+                f"method.name: a prefix was made for a {self.family} that was loaded without visible_prefix, where the "
+                "attention may hide it from some tokens; the method's section must say visible_prefix = True"
+            )
+        count = 0
+        if woven.prompt is not None:
+            count = woven.prompt.shape[1]
+            prompt = woven.prompt.to(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1)
+            inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)
+            attention_mask = F.pad(attention_mask, (count, 0), value=1)
+        # The prompt belongs to an encoder's first segment.
+        types = {} if token_type_ids is None else {"token_type_ids": F.pad(token_type_ids, (count, 0))}
+        # Called as a module, not by its `forward`: ZeRO-3's hooks sit on the call.
+        output: torch.Tensor = self(
+            inputs_embeds,
+            attention_mask,
+            prefix=woven.prefix,
+            gated=woven.gated,
+            with_lm_head=with_lm_head,
+            keep_positions=None if keep_positions is None else keep_positions + count,
+            answer_positions=None if answer_positions is None else answer_positions + count,
+            **types,
+        )
+        return output[:, count:] if keep_positions is None and answer_positions is None else output
+
     def forward(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         *,
-        first_position: int = 0,
         prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None,
+        gated: Sequence[tuple[nn.Module, GatedPrompt]] | None = None,
         with_lm_head: bool = False,
         keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
@@ -212,8 +293,8 @@ class Backbone(nn.Module):
         Args:
             inputs_embeds: [batch, length, d].
             attention_mask: [batch, length], 1 for real tokens; padding only on the right.
-            first_position: position of the first token, the length of the text read before it.
-            prefix: per attention module, the keys and values every token can see.
+            prefix: per attention module, the keys and values every token can see; positions go on behind them.
+            gated: per attention module, the prompt that it reads beside the input.
             with_lm_head: return the language model's logits instead of hidden states.
             keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
             answer_positions: [batch] int64, instead: each row's one position whose logits are wanted.
@@ -229,13 +310,12 @@ class Backbone(nn.Module):
             **model_inputs,
         }
         if self._takes_position_ids:
-            start = first_position + architecture.first_position(self.base)
+            start = (prefix[0][1].key.shape[2] if prefix else 0) + architecture.first_position(self.base)
             inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
                 inputs_embeds.shape[0], -1
             )
         self._unweave()
-        if prefix is not None:
-            self._weave(prefix, inputs)
+        self._weave(prefix or (), gated or (), inputs)
         inputs["use_cache"] = inputs.get("past_key_values") is not None
         if not with_lm_head:
             return self.base(**inputs)[0]
@@ -274,11 +354,20 @@ class Backbone(nn.Module):
         finally:
             hook.remove()
 
-    def _weave(self, prefix: Sequence[tuple[nn.Module, LayerKeyValues]], inputs: dict[str, Any]) -> None:
+    def _weave(
+        self,
+        prefix: Sequence[tuple[nn.Module, LayerKeyValues]],
+        gated: Sequence[tuple[nn.Module, GatedPrompt]],
+        inputs: dict[str, Any],
+    ) -> None:
+        self._woven = [module for module, _ in (*prefix, *gated)]
+        for module, prompt in gated:
+            set_gated_prompt(module, prompt)
         if not self.uses_cache_for_prefix:
             for module, key_values in prefix:
                 set_prefix(module, key_values)
-            self._woven = [module for module, _ in prefix]
+            return
+        if not prefix:
             return
         mask = inputs["attention_mask"]
         count = prefix[0][1].key.shape[2]
@@ -289,4 +378,5 @@ class Backbone(nn.Module):
         # Not at the end of a pass: gradient checkpointing reads the prefix again in backward.
         for module in self._woven:
             set_prefix(module, None)
+            set_gated_prompt(module, None)
         self._woven = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from sktune.backbone.architecture import slides_a_window
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.gguf import load_gguf_tokenizer
 from sktune.backbone.model_files import find_gguf
@@ -16,7 +17,7 @@ from sktune.backbone.placement import OneProcess, Placement
 from sktune.backbone.skeleton import build_skeleton, model_class, read_config
 from sktune.backbone.streaming import stream_weights
 from sktune.embedded import model_location
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def load_backbone(
         quantization: bits and their options; None keeps `model.dtype`.
         language_model: with the language-model head: causal, or an encoder's masked one.
         gradient_checkpointing: recompute blocks in backward.
-        visible_prefix: every token must see a prefix (SK-Prefix), which flash-attention cannot promise to a
-            model that slides a window.
+        visible_prefix: every token must see a prefix (`MethodConfig.visible_prefix`), which flash-attention cannot
+            promise to a model that slides a window.
         placement: where the weights go; None: whole, to the CPU.
 
     Raises:
@@ -119,7 +120,12 @@ def load_backbone(
     attention, reason = attention_for(model, config, placement.device, language_model, visible_prefix)
     logger.info("attention: %s (%s)", attention, reason)
     network = build_skeleton(model, quantization, config, language_model=language_model, attn_implementation=attention)
-    backbone = Backbone(network, attn_implementation=attention, gradient_checkpointing=gradient_checkpointing)
+    backbone = Backbone(
+        network,
+        attn_implementation=attention,
+        gradient_checkpointing=gradient_checkpointing,
+        visible_prefix=visible_prefix,
+    )
     stream_weights(network, model, placement)
     return backbone
 
@@ -136,7 +142,7 @@ def attention_for(
     obstacle = None
     if not getattr(architecture, "_supports_flash_attn", False):
         obstacle = f"{config.model_type} has no support for it"
-    elif visible_prefix and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+    elif visible_prefix and slides_a_window(config):
         obstacle = f"the sliding window of {config.model_type} would hide the prefix from it"
     attention, reason = choose_attention(model.attn_implementation, model.dtype, device, obstacle)
     if attention == "sdpa" and not architecture._supports_sdpa:

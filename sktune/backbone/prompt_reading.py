@@ -23,6 +23,11 @@ class PromptSemantics(NamedTuple):
     """[2, layers, P, kv_heads * head_dim]: the keys, then the values, in the backbone's dtype"""
     kv_heads: int
 
+    def prefix(self, states: torch.Tensor) -> list[tuple[nn.Module, LayerKeyValues]]:
+        """A prefix of other keys and values [2, layers, P, kv_heads * head_dim], any float dtype, for the modules."""
+        heads = states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
+        return [(m, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1])) for i, m in enumerate(self.modules)]
+
 
 def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
     """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).

@@ -28,7 +28,7 @@ from sktune.backbone.gguf import read_gguf_config
 from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection
 
 
 def read_config(model: ModelSection) -> PretrainedConfig:

@@ -18,7 +18,7 @@ from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
 from sktune.backbone.weights import open_weights
 from sktune.progress import progress
-from sktune.recipe.schema import ModelSection
+from sktune.sections import ModelSection
 
 CHUNK_ELEMENTS = 2**20
 """Numbers quantized at once: what a chunk and its temporaries take is some megabytes, whatever the layer's size."""

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from sktune.backbone.gguf import GgufWeights
 from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.embedded import model_location
-from sktune.recipe.schema import ModelSection
+from sktune.sections import ModelSection
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")

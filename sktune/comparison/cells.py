@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sktune.files import CELLS_FOLDER
+from sktune.methods import METHODS
 from sktune.recipe import (
     CompareSection,
     LoadedRecipe,
     Problem,
     RecipeError,
-    TrainingSection,
     flatten,
     load_recipe_document,
 )
@@ -110,13 +110,12 @@ def _points_of(
 ) -> list[dict[str, Any]]:
     """The grid points that differ for a method: rates that it does not read are no reason to run it again."""
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    idle: set[str] = set()
-    if method["name"] == "in_context":
-        idle = {f"training.{key}" for key in TrainingSection.model_fields} - {"training.per_device_eval_batch_size"}
-    elif method["name"] == "head_only":
-        rates = [point.get("training.head_learning_rate", base.recipe.training.head_learning_rate) for point in points]
-        idle = {"training.learning_rate"} if None not in rates else set()
-    kept = [{field: value for field, value in point.items() if field not in idle} for point in points]
+    config = METHODS.config(method["name"])
+    kept = []
+    for point in points:
+        training = {field.removeprefix("training."): v for field, v in point.items() if field.startswith("training.")}
+        unread = config.unread(base.recipe.training.model_copy(update=training))
+        kept.append({field: value for field, value in point.items() if field not in unread})
     return [point for number, point in enumerate(kept) if point not in kept[:number]]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sktune.data import Example, RawSplits
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks.metrics import class_metrics, entity_metrics, regression_metrics
 
 

@@ -3,7 +3,6 @@
 from sktune.data.batches import GlobalBatches, divide, evaluation_batches
 from sktune.data.collate import Collator
 from sktune.data.encode import encode_split
-from sktune.data.encode_template import TemplateEncoder, template_encoder
 from sktune.data.examples import EncodedSplit, Example, RawSplits, Row
 from sktune.data.load import load_splits
 
@@ -14,10 +13,8 @@ __all__ = [
     "GlobalBatches",
     "RawSplits",
     "Row",
-    "TemplateEncoder",
     "divide",
     "encode_split",
     "evaluation_batches",
     "load_splits",
-    "template_encoder",
 ]

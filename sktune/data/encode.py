@@ -11,7 +11,7 @@ from sktune.data.encode_words import encode_words
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import check_tokenizer, tokenize
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 
 def encode_split(

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import continuation, tokenize
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 
 def encode_causal(

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.data.alignment import join_words, labelled_pieces, words_of_tokens
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.tokenization import tokenize
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 
 def encode_words(

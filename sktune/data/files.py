@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sktune.data.conll import read_lines
 from sktune.embedded import is_embedded, resolve
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}

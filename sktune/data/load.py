@@ -6,7 +6,7 @@ from sktune.data.examples import Example, RawSplits
 from sktune.data.files import local_folder
 from sktune.data.labels import absent_labels, check_training_labels, infer_labels, unseen_labels
 from sktune.data.reading import Reading, given_labels, read_split
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 
 def load_splits(data: DataSection, task: TaskSection) -> RawSplits:

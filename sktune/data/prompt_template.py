@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.data.cutting import cut_texts, token_counts
 from sktune.data.examples import Example
-from sktune.recipe.schema import DataSection
+from sktune.sections import DataSection
 
 
 @dataclass(frozen=True)

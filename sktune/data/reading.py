@@ -13,7 +13,7 @@ from sktune.data.files import file_format, find_file
 from sktune.data.labels import label_names, named, numbers
 from sktune.data.tables import Table, read_hub, read_table
 from sktune.data.tags import is_entity_tag, to_iob2
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection
 
 
 @dataclass(frozen=True)

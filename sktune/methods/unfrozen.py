@@ -1,14 +1,12 @@
-"""Fine-tuning in the plain sense: the upper blocks, or the whole model, are trained as they are."""
+"""Training the backbone's own weights, or what was put between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
 from sktune.backbone import Backbone
-from sktune.methods.inside import InsideTheBackbone, train_in_fp32
-from sktune.recipe.methods import FullFineTuningMethod, TopLayersMethod
 
 
 def train_top_blocks(backbone: Backbone, layers: int) -> None:
@@ -23,29 +21,15 @@ def train_top_blocks(backbone: Backbone, layers: int) -> None:
     train_in_fp32(backbone, backbone.blocks[depth - layers :].parameters())
 
 
-class TopLayers(InsideTheBackbone):
-    """The uppermost blocks train; those below stay frozen."""
+def train_in_fp32(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> None:
+    """Makes parameters inside the backbone trainable, in fp32.
 
-    def __init__(
-        self,
-        method: TopLayersMethod,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        train_top_blocks(backbone, method.layers)
-
-
-class FullFineTuning(InsideTheBackbone):
-    """All of the model trains, the token embeddings and the language model's head included."""
-
-    def __init__(
-        self,
-        method: FullFineTuningMethod,
-        backbone: Backbone,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        train_in_fp32(backbone, backbone.model.parameters())
+    Everything that trains has one dtype (design fact 5), whatever the backbone's is.
+    """
+    chosen = set(map(id, parameters))
+    assert chosen, "nothing was chosen to train"
+    for module in backbone.modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in chosen:
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from sktune.backbone import Backbone
 from sktune.recipe import DEEPSPEED_PRESETS
-from sktune.recipe.schema import TrainingSection
+from sktune.sections import TrainingSection
 
 _AMOUNTS = (
     "reduce_bucket_size",

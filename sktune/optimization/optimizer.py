@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sktune.recipe.schema import TrainingSection
+from sktune.sections import TrainingSection
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSection) -> torch.optim.AdamW | None:

@@ -10,10 +10,9 @@ from transformers import AutoTokenizer
 
 from sktune.backbone import load_tokenizer
 from sktune.embedded import is_embedded
+from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
 from sktune.planning.model_configs import is_local
-from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
-from sktune.recipe.templates import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, parse_template
+from sktune.recipe.recipe import Recipe
 
 LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3, "regression": 1}
 """Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three."""
@@ -91,7 +90,7 @@ def length_of(recipe: Recipe, tokenizer: Any, labels: int) -> tuple[int, str | N
     The text is `data.max_length` tokens long; a prompt that a method puts in front of it is not counted.
     """
     method, text = recipe.method, recipe.data.max_length
-    if not isinstance(method, TemplateMethod):
+    if not isinstance(method, TemplateConfig):
         return text, None
     pair = recipe.data.text_pair_column is not None
     template = method.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from sktune.planning.planned_bytes import Plan
 from sktune.planning.planner import plan
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules import broken_rules
-from sktune.recipe.schema import QuantizationSection, Recipe
+from sktune.sections import QuantizationSection
 
 MOST_RANKS = 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sktune.planning.planned_bytes import USABLE
 from sktune.planning.planner import plan
 from sktune.planning.units import gibibytes
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 
 
 def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool, str]:

@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sktune.planning.live_bytes import LiveBytes
 from sktune.planning.zero_hooks import LinearThatKeepsItsInput, Use, watch_modules
-from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.tasks import TunedModel, TunedOutput
 
 
@@ -211,7 +210,7 @@ def _batch(recipe: Recipe, rows: int, length: int) -> dict[str, Any]:
     labels = torch.zeros(shape if task in ("token_classification", "causal_lm") else rows, dtype=torch.long)
     mask = torch.ones(shape, dtype=torch.long)
     mask[0, -1] = 0
-    answers = {"answer_positions": torch.full((rows,), length - 2)} if isinstance(recipe.method, TemplateMethod) else {}
+    answers = {"answer_positions": torch.full((rows,), length - 2)} if recipe.method.answers_in_words else {}
     return {
         **answers,
         "input_ids": torch.zeros(shape, dtype=torch.long),

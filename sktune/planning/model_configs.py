@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from sktune.backbone.skeleton import read_config
 from sktune.embedded import is_embedded
-from sktune.recipe.schema import ModelSection
+from sktune.sections import ModelSection
 
 FOLDER = Path(__file__).parent / "configs"
 BUILT_IN = {

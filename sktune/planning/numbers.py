@@ -10,7 +10,6 @@ from sktune.planning.engine import Engine
 from sktune.planning.gathering import Coordinator
 from sktune.planning.parts import Parts
 from sktune.planning.timeline import Numbers, follow
-from sktune.recipe.methods import TemplateMethod
 from sktune.tasks import TunedModel, check_positions
 
 _SHAPING = {"model", "quantization", "method", "task", "data", "training"}
@@ -38,7 +37,7 @@ def run_of(parts: Parts, model: TunedModel, engine: Engine) -> DryRun:
     key = _Key(parts, engine.sharded, engine.stage == 0)
     method = parts.recipe.method
     # A shallow model has no room for what such a method does at a depth of its own.
-    by_depth = getattr(method, "cut_layer", 0) or (getattr(method, "layers", None) or 0) >= SHALLOW[0]
+    by_depth = method.depth_needed >= SHALLOW[0]
     if parts.is_uniform and not by_depth and parts.depth > SHALLOW[-1]:
         small, large = (_run(key, depth) for depth in SHALLOW)
         run = deepened(small, large, model)
@@ -65,9 +64,9 @@ class _Key:
 def _run(key: _Key, depth: int) -> Ran:
     model = key.parts.build(depth)
     limit, length = model.backbone.max_positions, key.parts.length
-    if isinstance(key.parts.recipe.method, TemplateMethod):  # demonstrations that find no place are left out
+    if key.parts.recipe.method.answers_in_words:  # demonstrations that find no place are left out
         length = length if limit is None else min(length, limit)
     else:
-        check_positions(key.parts.recipe, model.backbone, model.method.prompt_length())
+        check_positions(key.parts.recipe, model.backbone, model.method.positions)
     run = dry_run(model, key.parts.recipe, sharded=key.sharded, keep_gradients=key.keep_gradients, length=length)
     return model, run

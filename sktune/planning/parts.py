@@ -12,11 +12,10 @@ from transformers import PretrainedConfig
 from sktune.backbone import Backbone
 from sktune.backbone.loading import attention_for
 from sktune.backbone.skeleton import build_skeleton
-from sktune.methods import build_method
+from sktune.methods.method import build_method
 from sktune.planning.assumptions import labels_of, length_of, tokenizer_of
 from sktune.planning.model_configs import config_of
-from sktune.recipe.methods import TemplateMethod
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.tasks import TunedModel, build_head
 
 
@@ -74,7 +73,7 @@ class Parts:
         )
         with torch.device("meta"):
             method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))  # type: ignore[arg-type]
-            answer_tokens = range(self.labels) if isinstance(recipe.method, TemplateMethod) else None
+            answer_tokens = range(self.labels) if recipe.method.answers_in_words else None
             head = build_head(recipe.task, backbone, self.labels, answer_tokens)
         return TunedModel(backbone, method, head)
 
@@ -96,7 +95,7 @@ def find_parts(recipe: Recipe) -> Parts:
         # The fused kernels keep the same for backward: query, key, value, output and a number for each row.
         attention_note = "attention is SDPA's fused kernel; flash-attention keeps the same, less the mask"
         model = model.model_copy(update={"attn_implementation": "auto"})
-    attention, _ = attention_for(model, config, cpu, recipe.needs_language_model, recipe.has_visible_prefix)
+    attention, _ = attention_for(model, config, cpu, recipe.needs_language_model, recipe.method.visible_prefix)
     notes = (architecture_note, length_note, labels_note, template_note, attention_note)
     return Parts(
         recipe, config, attention, tokenizer, labels, length, tuple(note for note in notes if note is not None)

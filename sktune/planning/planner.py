@@ -10,7 +10,7 @@ from sktune.planning.numbers import numbers_of, run_of
 from sktune.planning.parts import find_parts
 from sktune.planning.planned_bytes import NOT_INCLUDED, Moment, Plan
 from sktune.planning.timeline import Numbers
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.tasks import TunedModel
 
 

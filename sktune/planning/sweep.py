@@ -8,7 +8,7 @@ from itertools import product
 from sktune.planning.changes import problems_of, with_bits, with_fields
 from sktune.planning.planned_bytes import Plan
 from sktune.planning.planner import plan
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 
 Values = tuple[int, ...]
 _Change = Callable[[Recipe, int], Recipe]

@@ -3,7 +3,8 @@
 Imports neither torch nor transformers, so that checking a recipe is instant.
 """
 
-from sktune.recipe.errors import Problem, RecipeError
+from sktune.errors import Problem
+from sktune.recipe.errors import RecipeError
 from sktune.recipe.loading import (
     LoadedRecipe,
     dump_recipe,
@@ -13,16 +14,15 @@ from sktune.recipe.loading import (
     parse_recipe,
     validate_files,
 )
-from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod, SKPrefixMethod, SKPromptMethod
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
-from sktune.recipe.schema import (
+from sktune.sections import (
     CompareSection,
     DataSection,
     DistributedSection,
     ModelSection,
     OutputSection,
     QuantizationSection,
-    Recipe,
     TaskSection,
     TrackingSection,
     TrainingSection,
@@ -33,18 +33,13 @@ __all__ = [
     "CompareSection",
     "DataSection",
     "DistributedSection",
-    "HeadOnlyMethod",
     "LoadedRecipe",
-    "MethodSection",
     "ModelSection",
     "OutputSection",
     "Problem",
     "QuantizationSection",
     "Recipe",
     "RecipeError",
-    "SKMethod",
-    "SKPrefixMethod",
-    "SKPromptMethod",
     "TaskSection",
     "TrackingSection",
     "TrainingSection",

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sktune.recipe.keys import SECTIONS
-
-METHOD_NAMES: tuple[str, ...] = tuple(SECTIONS["method"])
+from sktune.methods import METHODS
 
 
 def known_labels(methods: Iterable[str]) -> list[str]:
     """What a comparison can be asked for: the labels of `compare.methods`, then the methods' own names."""
-    return list(dict.fromkeys([*methods, *METHOD_NAMES]))
+    return list(dict.fromkeys([*methods, *METHODS]))
 
 
 def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str, Any]:
@@ -27,11 +25,8 @@ def compared_method(label: str, fields: Mapping[str, Any], own: Any) -> dict[str
     section = {"name": label, **fields}
     if isinstance(own, Mapping) and own.get("name") == section["name"]:
         section = {**own, **section}
-    cls = SECTIONS["method"].get(str(section["name"]))
-    takes_text = cls is not None and "text" in cls.model_fields
-    needs_text = (
-        cls is not None and takes_text and (cls.model_fields["text"].is_required() or section.get("init") == "text")
-    )
-    if needs_text and "text" not in section and isinstance(own, Mapping) and own.get("text"):
-        section["text"] = own["text"]
+    if "text" not in section and isinstance(own, Mapping) and own.get("text"):
+        name = str(section["name"])
+        if name in METHODS and METHODS.config(name).wants_text(section):
+            section["text"] = own["text"]
     return section

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from sktune.recipe.errors import Problem, RecipeError
+from sktune.errors import Problem
+from sktune.recipe.errors import RecipeError
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")

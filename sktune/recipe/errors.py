@@ -8,38 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sktune.errors import Problem
+
 _LONGEST_VALUE = 80
 _MISSING = object()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with one field.
-
-    Args:
-        field: Dotted name as the user writes it, `training.learning_rate`; empty for the whole file.
-        message: What is wrong.
-        allowed: What may stand there.
-        cure: What to do.
-        value: The value as written, filled in by `Written.locate`.
-        place: `file:line`, filled in by `Written.locate`.
-    """
-
-    field: str
-    message: str
-    allowed: str = ""
-    cure: str = ""
-    value: str = ""
-    place: str = ""
-
-    def __str__(self) -> str:
-        what = f"{self.field} {self.value}".strip()
-        lines = [f"{self.place}: {what}" if what else f"{self.place}:", f"    {self.message}"]
-        if self.allowed:
-            lines.append(f"    allowed: {self.allowed}")
-        if self.cure:
-            lines.append(f"    cure: {self.cure}")
-        return "\n".join(lines)
 
 
 class RecipeError(ValueError):

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sktune.errors import Problem
 from sktune.recipe.document import Document, read_document
-from sktune.recipe.errors import Problem, RecipeError
+from sktune.recipe.errors import RecipeError
 
 KEY = "extends"
 

@@ -9,21 +9,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from sktune.recipe.schema import Recipe
-from sktune.recipe.section import Section
+from sktune.methods import METHODS
+from sktune.recipe.recipe import Recipe
+from sktune.sections import Section
 
-
-def _variants(annotation: Any) -> dict[str, type[Section]]:
-    """The section's class, or for a discriminated union each class by its `name`."""
-    members = get_args(annotation)
-    if not members:
-        return {"": annotation}
-    return {get_args(member.model_fields["name"].annotation)[0]: member for member in members}
-
-
-SECTIONS: dict[str, dict[str, type[Section]]] = {
-    name: _variants(info.annotation) for name, info in Recipe.model_fields.items()
-}
+SECTIONS: tuple[str, ...] = tuple(Recipe.model_fields)
+REGISTRIES = {"method": METHODS}
+"""Sections with a class for each `name`."""
 
 # Names that other tools use for the same thing; close spelling alone would not find them.
 KNOWN_ELSEWHERE = {
@@ -60,14 +52,22 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
+def variants(section: str) -> dict[str, type[Section]]:
+    """The section's class under an empty name, or each of its classes by its `name`; nothing for what is no section."""
+    if section in REGISTRIES:
+        return {name: REGISTRIES[section].config(name) for name in REGISTRIES[section]}
+    cls: Any = Recipe.model_fields[section].annotation if section in SECTIONS else None
+    return {} if cls is None else {"": cls}
+
+
 def keys_of(section: str) -> list[str]:
     """All keys of a section, in the schema's order, over all its variants."""
-    return list(dict.fromkeys(key for cls in SECTIONS[section].values() for key in cls.model_fields))
+    return list(dict.fromkeys(key for cls in variants(section).values() for key in cls.model_fields))
 
 
 def field_info(section: str, key: str) -> FieldInfo | None:
     """The schema's entry of `section.key`, or None where there is none."""
-    for cls in SECTIONS.get(section, {}).values():
+    for cls in variants(section).values():
         if key in cls.model_fields:
             return cls.model_fields[key]
     return None

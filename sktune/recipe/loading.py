@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sktune.errors import Problem
 from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import escape, substitute
-from sktune.recipe.errors import Problem, RecipeError, Written
+from sktune.recipe.errors import RecipeError, Written
 from sktune.recipe.extending import read_extended
 from sktune.recipe.overrides import apply_overrides
-from sktune.recipe.schema import Recipe
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.validation import check
 
 

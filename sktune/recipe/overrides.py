@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from sktune.errors import Problem
 from sktune.recipe.document import parse_value
-from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, field_info, keys_of, suggest, takes_text
 
 _FORM = "section.field=value, for example training.learning_rate=1e-2"

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from sktune.errors import Problem
 from sktune.recipe.comparing import compared_method
-from sktune.recipe.errors import Problem
-from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest
+from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest, variants
+from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules import broken_rules
-from sktune.recipe.schema import CompareSection, Recipe
-from sktune.recipe.section import Section
+from sktune.sections import CompareSection, Section
 
 
 def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
@@ -80,14 +80,14 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
 
 def _variant(name: str, content: Mapping[str, Any]) -> type[Section] | Problem:
     """The class that checks this section; for the method, the one its `name` asks for."""
-    variants = SECTIONS[name]
-    if "" in variants:
-        return variants[""]
+    classes = variants(name)
+    if "" in classes:
+        return classes[""]
     choice = content.get("name")
-    if isinstance(choice, str) and choice in variants:
-        return variants[choice]
+    if isinstance(choice, str) and choice in classes:
+        return classes[choice]
     message = "unknown name" if "name" in content else "is required"
-    return Problem(f"{name}.name", message, ", ".join(variants), f"write `name: {next(iter(variants))}`.")
+    return Problem(f"{name}.name", message, ", ".join(classes), f"write `name: {next(iter(classes))}`.")
 
 
 def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Problem:
@@ -132,8 +132,8 @@ def _numbers_taken_loosely(name: str, content: Mapping[str, Any], section: Secti
 def _unknown_key(name: str, cls: type[Section], key: str) -> Problem:
     dotted, allowed = f"{name}.{key}", ", ".join(cls.model_fields)
     if field_info(name, key) is not None:  # a field of another variant of this section
-        owners = " and ".join(choice for choice, other in SECTIONS[name].items() if key in other.model_fields)
-        chosen = next(choice for choice, other in SECTIONS[name].items() if other is cls)
+        owners = " and ".join(choice for choice, other in variants(name).items() if key in other.model_fields)
+        chosen = next(choice for choice, other in variants(name).items() if other is cls)
         cure = f"leave it out, or override the whole section: {name}={{name: {chosen}, ...}}"
         return Problem(dotted, f"is a field of {owners}, not of {chosen}", allowed, cure)
     return Problem(dotted, "unknown field", allowed, _did_you_mean(suggest(name, key)))
@@ -148,7 +148,7 @@ def _did_you_mean(name: str) -> str:
 
 
 def _missing_section(name: str) -> Problem:
-    cls = SECTIONS[name].get("")
+    cls = variants(name).get("")
     needed = [key for key, info in cls.model_fields.items() if info.is_required()] if cls else ["name"]
     cure = f"add `{name}:` and below it, indented, {' and '.join(f'`{key}: ...`' for key in needed)}."
     return Problem(name, "this section is required", ", ".join(keys_of(name)), cure)

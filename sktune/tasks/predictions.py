@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sktune.data import Row
-from sktune.recipe.schema import TaskSection
+from sktune.sections import TaskSection
 from sktune.tasks.metrics import class_metrics, entity_metrics, perplexity, regression_metrics
 from sktune.tasks.tuned_model import TunedOutput
 

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.backbone.quantized import FrozenLinear
-from sktune.methods import Method
-from sktune.recipe.schema import Recipe, TaskSection
+from sktune.methods.method import Method
+from sktune.recipe.recipe import Recipe
+from sktune.sections import TaskSection
 from sktune.tasks.heads import (
     IGNORED,
     LabelWordHead,
@@ -173,22 +174,23 @@ class TunedModel(nn.Module):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
+        woven = self.method(self.backbone)
         embeds = self.backbone.embed(aligned.forth(input_ids))
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
         if labels is not None and labels.ndim == 2:
             labels = aligned.forth(labels)
         if self.head is None:
-            output, loss_sum, count = self._read_language(embeds, aligned.attention_mask, labels, types)
+            output, loss_sum, count = self._read_language(woven, embeds, aligned.attention_mask, labels, types)
             if labels is None and output.logits is not None:
                 output.logits = aligned.restore(output.logits)
         elif isinstance(self.head, LabelWordHead):
             assert answer_positions is not None, "no answer_positions"
             at: dict[str, Any] = {"with_lm_head": True, "answer_positions": answer_positions, **types}
-            vocabulary = self.method(self.backbone, embeds, aligned.attention_mask, **at)
+            vocabulary = self.backbone.read(embeds, aligned.attention_mask, woven, **at)
             logits, loss_sum, count = self.head(vocabulary[:, 0], labels)
             output = TunedOutput(logits=logits)
         else:
-            hidden = self.method(self.backbone, embeds, aligned.attention_mask, **types)
+            hidden = self.backbone.read(embeds, aligned.attention_mask, woven, **types)
             logits, loss_sum, count = self.head(hidden, aligned.attention_mask, labels, valid)
             output = TunedOutput(logits=aligned.restore(logits) if logits.ndim == 3 else logits)
         if labels is not None:
@@ -196,17 +198,22 @@ class TunedModel(nn.Module):
         return output
 
     def _read_language(
-        self, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, types: dict[str, Any]
+        self,
+        woven: Woven,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        types: dict[str, Any],
     ) -> tuple[TunedOutput, torch.Tensor, torch.Tensor]:
         if labels is None:
-            logits = self.method(self.backbone, embeds, mask, with_lm_head=True, **types)
+            logits = self.backbone.read(embeds, mask, woven, with_lm_head=True, **types)
             return TunedOutput(logits=logits), logits.new_zeros(()), mask.new_zeros(())
         # A token is predicted from the position before it; only those positions go through the LM head.
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         kept = (targets != IGNORED).any(0).nonzero().flatten()
         if len(kept) == 0:
             kept = kept.new_zeros(1)
-        logits = self.method(self.backbone, embeds, mask, with_lm_head=True, keep_positions=kept, **types)
+        logits = self.backbone.read(embeds, mask, woven, with_lm_head=True, keep_positions=kept, **types)
         targets = targets[:, kept]
         token_loss = F.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
-from sktune.recipe.schema import TrackingSection
+from sktune.sections import TrackingSection
 from sktune.tracking import names
 from sktune.tracking.facts import system_tags
 from sktune.tracking.interface import NullTracker, Tracker

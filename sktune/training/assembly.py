@@ -17,21 +17,12 @@ from sktune import __version__
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
-from sktune.data import (
-    Collator,
-    EncodedSplit,
-    Example,
-    RawSplits,
-    Row,
-    TemplateEncoder,
-    encode_split,
-    load_splits,
-    template_encoder,
-)
+from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
 from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
-from sktune.methods import build_method
+from sktune.methods.method import build_method
+from sktune.methods.template.config import TemplateConfig
+from sktune.methods.template.encode import TemplateEncoder, template_encoder
 from sktune.recipe import LoadedRecipe, Recipe
-from sktune.recipe.methods import TemplateMethod
 from sktune.tasks import TunedModel, build_head, check_positions
 from sktune.training.engine import State
 from sktune.training.placement import placement_for
@@ -67,7 +58,7 @@ class Assembly:
             self.tokenizer,
             self.labels,
             # Where a text opens a decoder's sequence, it also brought the BOS.
-            add_special_tokens=backbone.is_encoder or not self.model.method.reads_text,
+            add_special_tokens=backbone.is_encoder or not self.recipe.method.opens_sequence,
             split=split,
             score_candidates=score_candidates,
             is_encoder=backbone.is_encoder,
@@ -99,7 +90,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     raw = None
     if read_data:
         raw = load_splits(recipe.data, recipe.task)
-    elif isinstance(recipe.method, TemplateMethod) and recipe.method.demonstrations:
+    elif recipe.method.needs_training_data:
         raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), recipe.task)
     for line in raw.report if raw is not None else ():
         logger.info(line)
@@ -115,7 +106,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
         recipe.quantization,
         language_model=recipe.needs_language_model,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
-        visible_prefix=recipe.has_visible_prefix,
+        visible_prefix=recipe.method.visible_prefix,
         placement=placement_for(ranks, sharding.config, sharding.sharded),
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
@@ -123,7 +114,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     answer_tokens = None if template is None else template.template.tokens
     head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
     model = TunedModel(backbone, method, head)
-    check_positions(recipe, backbone, method.prompt_length())
+    check_positions(recipe, backbone, method.positions)
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
     return Assembly(
@@ -135,7 +126,7 @@ def _read_template(
     recipe: Recipe, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, raw: RawSplits | None
 ) -> TemplateEncoder | None:
     method = recipe.method
-    if not isinstance(method, TemplateMethod):
+    if not isinstance(method, TemplateConfig):
         return None
     return template_encoder(
         method,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from sktune.backbone.quantized import FrozenLinear
 from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
 from sktune.recipe import Recipe, metrics_of
-from sktune.recipe.methods import TemplateMethod
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
@@ -88,7 +87,7 @@ def decisions(
 
 def _unused(recipe: Recipe) -> Iterator[str]:
     """Options that were given for other methods' sake: a comparison differs in the method alone."""
-    if not isinstance(recipe.method, TemplateMethod):
+    if not recipe.method.answers_in_words:
         return
     for name, keys in {
         "task": ("pooling", "head_dropout"),

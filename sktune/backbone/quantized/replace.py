@@ -14,7 +14,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from sktune.backbone.quantized.eight_bit import FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import FrozenLinear4bit
 from sktune.backbone.quantized.frozen_linear import FrozenLinear
-from sktune.recipe.schema import QuantizationSection
+from sktune.sections import QuantizationSection
 
 
 def replace_linears(network: PreTrainedModel, quantization: QuantizationSection, dtype: torch.dtype) -> None:

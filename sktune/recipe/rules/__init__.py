@@ -10,17 +10,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 
-from sktune.recipe.errors import Problem
-from sktune.recipe.rules import baselines, compare, data, method, model, task, templates, training
-from sktune.recipe.section import Section
+from sktune.errors import Problem
+from sktune.methods.config import MethodConfig
+from sktune.recipe.rules import compare, data, method, model, task, training
+from sktune.sections import Section
 
 Rule = Callable[..., Iterator[Problem]]
 
 RULES: tuple[Rule, ...] = (
     *model.RULES,
     *method.RULES,
-    *baselines.RULES,
-    *templates.RULES,
     *task.RULES,
     *data.RULES,
     *training.RULES,
@@ -29,8 +28,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def broken_rules(sections: Mapping[str, Section]) -> list[Problem]:
-    """Run every rule whose sections are all present and collect what they find."""
+    """Run every rule whose sections are all present, and those of the method's own, and collect what they find."""
     problems: list[Problem] = []
+    if isinstance(own := sections.get("method"), MethodConfig):
+        problems += own.problems(sections.get("task"), sections.get("data"))  # type: ignore[arg-type]
     for rule in RULES:
         names = list(inspect.signature(rule).parameters)
         if all(name in sections for name in names):

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from sktune.errors import Problem
 from sktune.recipe.comparing import known_labels
-from sktune.recipe.errors import Problem
 from sktune.recipe.keys import SECTIONS, field_info, suggest
-from sktune.recipe.schema import CompareSection
+from sktune.sections import CompareSection
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*$")
 _FIXED_SECTIONS = ("method", "tracking", "output", "compare")

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from sktune.embedded import PREFIX
 from sktune.embedded.catalog import CATALOG, names_of
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.rules.embedded_names import embedded_names_exist
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.sections import DataSection, TaskSection, idle
 
 
 def pairs_need_a_second_column(task: TaskSection, data: DataSection) -> Iterator[Problem]:

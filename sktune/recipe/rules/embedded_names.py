@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sktune.embedded import PREFIX
 from sktune.embedded.catalog import CATALOG, Kind, names_of, nearest
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 
 
 def embedded_names_exist(field: str, name: str, kind: Kind) -> Iterator[Problem]:

@@ -1,66 +1,47 @@
-"""Rules of the tuning method: options that belong together, and whether anything is trained at all."""
+"""Rules between the method and other sections that ask its traits; what concerns its own options is in its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.recipe.errors import Problem
-from sktune.recipe.methods import HeadOnlyMethod, MethodSection, SKMethod
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import TaskSection
-
-_OPTIONS_WITHOUT_EFFECT = {
-    "bottleneck": (),
-    "linear": ("rank", "train_down", "activation", "dropout"),
-    "identity": ("rank", "train_down", "activation", "dropout", "bias", "shared"),
-}
+from sktune.errors import Problem
+from sktune.methods import METHODS
+from sktune.methods.config import MethodConfig
+from sktune.sections import ModelSection, QuantizationSection, TaskSection
 
 
-def text_says_something(method: MethodSection) -> Iterator[Problem]:
-    if isinstance(method, SKMethod) and not method.text.strip():
-        yield Problem("method.text", "is blank", "a text", "say in words what the task is.")
-
-
-def trainable_text_needs_every_step(method: MethodSection) -> Iterator[Problem]:
-    if isinstance(method, SKMethod) and method.trainable_text and method.semantics != "every_step":
-        yield Problem(
-            "method.trainable_text",
-            "a text that is trained changes at every step, so its semantics cannot be cached",
-            "false with semantics: cached; true or false with semantics: every_step",
-            "set method.semantics: every_step (each step then reads the text again, with gradient).",
-        )
-
-
-def adapter_options_have_effect(method: MethodSection) -> Iterator[Problem]:
-    if isinstance(method, SKMethod):
-        keys = _OPTIONS_WITHOUT_EFFECT[method.adapter]
-        why = f"adapter {method.adapter} has no such part"
-        yield from idle("method", method, keys, why, "set method.adapter: bottleneck.")
-
-
-def something_is_trained(method: MethodSection, task: TaskSection) -> Iterator[Problem]:
+def something_is_trained(method: MethodConfig, task: TaskSection) -> Iterator[Problem]:
     """Every task but causal_lm has a head that trains; causal_lm needs a method that does."""
-    if task.name != "causal_lm":
-        return
-    if isinstance(method, HeadOnlyMethod):
+    if task.name == "causal_lm" and not (method.trains or method.scores_only):
         yield Problem(
             "method.name",
             "nothing would be trained: causal_lm uses the model's own output layer and has no head",
-            "with causal_lm: every method but head_only",
+            f"with causal_lm: every method but {method.name}",
             "choose another one, or a task with a head.",
         )
-    elif isinstance(method, SKMethod) and method.adapter == "identity" and not method.trainable_text:
+
+
+def unfrozen_layers_are_whole(
+    method: MethodConfig, model: ModelSection, quantization: QuantizationSection
+) -> Iterator[Problem]:
+    """What trains is fp32, and packed weights have no gradient."""
+    if not method.trains_backbone:
+        return
+    if quantization.bits is not None:
+        frozen = [name for name in METHODS if not METHODS.config(name).trains_backbone]
         yield Problem(
-            "method.adapter",
-            "nothing would be trained: causal_lm has no head and adapter identity no parameters",
-            "with causal_lm: bottleneck, linear, or identity with trainable_text",
-            "set method.adapter: bottleneck.",
+            "method.name",
+            f"{method.name} trains the model's own weights, which have no gradient in {quantization.bits} bits",
+            f"with quantization: {', '.join(frozen)}",
+            "choose one of those, or set load_in_4bit and load_in_8bit to false.",
+        )
+    if model.dtype != "float32":
+        yield Problem(
+            "model.dtype",
+            f"{method.name} trains the model's own weights, and everything that trains is float32",
+            "float32",
+            "set model.dtype: float32.",
         )
 
 
-RULES = (
-    text_says_something,
-    trainable_text_needs_every_step,
-    adapter_options_have_effect,
-    something_is_trained,
-)
+RULES = (something_is_trained, unfrozen_layers_are_whole)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sktune.embedded import PREFIX
-from sktune.recipe.errors import Problem
+from sktune.errors import Problem
 from sktune.recipe.rules.embedded_names import embedded_names_exist
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import ModelSection, QuantizationSection
+from sktune.sections import ModelSection, QuantizationSection, idle
 
 _OPTIONS_OF_4BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sktune.recipe.errors import Problem
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, TaskSection
+from sktune.errors import Problem
+from sktune.sections import DataSection, TaskSection, idle
 
 _SENTENCE_TASKS = ("sequence_classification", "pair_classification", "regression")
 

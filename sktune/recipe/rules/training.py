@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sktune.recipe.errors import Problem
-from sktune.recipe.rules.idle import idle
-from sktune.recipe.schema import DataSection, DistributedSection, OutputSection, TaskSection, TrainingSection
+from sktune.errors import Problem
+from sktune.sections import DataSection, DistributedSection, OutputSection, TaskSection, TrainingSection, idle
 
 DEEPSPEED_PRESETS = ("zero3", "zero3_offload", "zero2")
 

@@ -1,0 +1,21 @@
+"""The section of the bottleneck adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sktune.methods.config import MethodConfig
+
+
+class BottleneckAdapterConfig(MethodConfig):
+    """Bottleneck networks behind the sublayers (Houlsby et al., arXiv 1902.00751; Pfeiffer et al., 2005.00247)."""
+
+    name: Literal["bottleneck_adapter"] = "bottleneck_adapter"
+    placement: Literal["houlsby", "pfeiffer"] = Field(
+        "pfeiffer", description="houlsby: behind attention and feed-forward; pfeiffer: behind feed-forward only."
+    )
+    rank: int = Field(16, ge=1, description="Inner width.")
+    activation: Literal["gelu", "relu", "silu", "tanh"] = Field("relu", description="Between the halves.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the inner activations.")

@@ -1,0 +1,15 @@
+"""The section of full fine-tuning."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from sktune.methods.config import MethodConfig
+
+
+class FullFineTuningConfig(MethodConfig):
+    """The whole model is trained."""
+
+    name: Literal["full"] = "full"
+
+    trains_backbone: ClassVar[bool] = True

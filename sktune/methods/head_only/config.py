@@ -1,0 +1,20 @@
+"""The section of the baseline without a method."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from sktune.methods.config import MethodConfig
+from sktune.sections import TrainingSection
+
+
+class HeadOnlyConfig(MethodConfig):
+    """The baseline every method must beat: a head on the frozen model's features."""
+
+    name: Literal["head_only"] = "head_only"
+
+    trains: ClassVar[bool] = False
+
+    @classmethod
+    def unread(cls, training: TrainingSection) -> frozenset[str]:
+        return frozenset() if training.head_learning_rate is None else frozenset({"training.learning_rate"})

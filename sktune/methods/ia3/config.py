@@ -1,0 +1,33 @@
+"""The section of IA3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from sktune.errors import Problem
+from sktune.methods.config import MethodConfig
+from sktune.sections import DataSection, TaskSection
+
+
+class IA3Config(MethodConfig):
+    """Learned scales of keys, values and inner activations (Liu et al., arXiv 2205.05638)."""
+
+    name: Literal["ia3"] = "ia3"
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="Ends of linear layers' names; null: peft's choice for the family."
+    )
+    feedforward_modules: tuple[str, ...] | None = Field(
+        None, description="Those of target_modules whose input is scaled instead of their output."
+    )
+
+    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+        if strangers := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
+            yield Problem(
+                "method.feedforward_modules",
+                f"names {', '.join(strangers)}, which method.target_modules does not",
+                "some of method.target_modules",
+                "name the layers in method.target_modules as well.",
+            )

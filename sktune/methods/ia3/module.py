@@ -1,0 +1,25 @@
+"""IA3 through peft: learned scales inside the frozen linear layers, quantized or not (arXiv 2205.05638)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+
+from sktune.backbone import Backbone
+from sktune.methods.ia3.config import IA3Config
+from sktune.methods.method import Method
+from sktune.methods.peft_layers import inject
+
+
+class IA3(Method):
+    """Outputs of keys and values, and inputs of the feed-forward's last layer, times learned scales that start at 1."""
+
+    def __init__(self, config: IA3Config, backbone: Backbone, *_: Any) -> None:
+        super().__init__()
+        layers = peft.IA3Config(
+            target_modules=None if config.target_modules is None else list(config.target_modules),
+            feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
+            fan_in_fan_out=backbone.stores_transposed,
+        )
+        inject(layers, backbone, "ia3")

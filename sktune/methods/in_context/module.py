@@ -1,0 +1,12 @@
+"""Zero-shot and few-shot answers (arXiv 2005.14165): the frozen language model reads the template, nothing trains.
+
+Template and demonstrations: `sktune.methods.template`.
+"""
+
+from __future__ import annotations
+
+from sktune.methods.method import Method
+
+
+class InContext(Method):
+    """The frozen model as it is."""

@@ -1,0 +1,21 @@
+"""The section of LoRA."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sktune.methods.config import MethodConfig
+
+
+class LoraConfig(MethodConfig):
+    """Low-rank updates of linear layers (Hu et al., arXiv 2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1, description="Of the updates.")
+    alpha: int = Field(16, ge=1, description="Updates are scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On what the updates read.")
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="Ends of linear layers' names; null: peft's choice for the family (query and value)."
+    )

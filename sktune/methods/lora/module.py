@@ -1,0 +1,29 @@
+"""LoRA through peft: low-rank updates inside the frozen linear layers, quantized or not (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+
+from sktune.backbone import Backbone
+from sktune.methods.lora.config import LoraConfig
+from sktune.methods.method import Method
+from sktune.methods.peft_layers import inject
+
+
+class Lora(Method):
+    """W x + (alpha / rank) B A x, B zero at the start."""
+
+    def __init__(self, config: LoraConfig, backbone: Backbone, *_: Any) -> None:
+        super().__init__()
+        layers = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=None if config.target_modules is None else list(config.target_modules),
+            fan_in_fan_out=backbone.stores_transposed,
+        )
+        inject(layers, backbone, "lora")
+        if config.dropout:
+            backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))

@@ -1,0 +1,86 @@
+"""What a tuning method is: what it adds to the frozen model's input, or to the frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sktune.backbone import Backbone, Woven
+from sktune.methods import METHODS
+from sktune.methods.config import MethodConfig
+
+
+class Method(nn.Module):
+    """A module with the method's trainable parameters (fp32); it does not own the backbone.
+
+    It is made from (config, backbone, tokenizer, labels); a subclass names those that it needs. One that adds nothing
+    to the input changes the backbone's modules when it is made: what trains there is named and saved with them.
+    """
+
+    positions: int = 0
+    """Positions in front of the input, of the prompt or the prefix."""
+    _made: tuple[int, Woven] | None = None
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def weave(self, backbone: Backbone) -> Woven:
+        """What is added to every input of a batch; called on all ranks.
+
+        Whatever is made of the method's own parameters has to be in the result: ZeRO-3 gathers them around this
+        module's forward, and in backward again when the gradient of what it returned arrives.
+        """
+        return Woven()
+
+    def forward(self, backbone: Backbone) -> Woven:
+        """`weave`; outside training made again only when a parameter has changed.
+
+        The pass of an evaluation or prediction is then the frozen model's alone.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self.weave(backbone)
+        # Counts in-place changes; ZeRO-3's updates it does not see, but those happen in training mode.
+        version = sum(parameter._version for parameter in self.parameters())
+        if self._made is None or self._made[0] != version:
+            self._made = version, self.weave(backbone)
+        return self._made[1]
+
+    def train(self, mode: bool = True) -> Self:
+        self._made = None
+        return super().train(mode)
+
+
+def build_method(
+    config: MethodConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] = ()
+) -> Method:
+    """The method's module, for this backbone; methods that train inside the backbone change it.
+
+    Args:
+        config: the recipe's section `method`.
+        backbone: frozen, loaded.
+        tokenizer: the model's.
+        labels: names of the task's labels, for methods that start from them.
+
+    Raises:
+        ValueError: where the architecture, the text or the labels do not suit the method.
+    """
+    method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
+    return method
+
+
+def refuse_narrow_embeddings(method: str, backbone: Backbone) -> None:
+    """Refuses models that embed tokens in another width than they compute in.
+
+    Raises:
+        ValueError: naming the family and both widths.
+    """
+    width = backbone.base.get_input_embeddings().embedding_dim
+    if width != backbone.hidden_size:
+        raise ValueError(
+            f"method.name: {method} is not available for this {backbone.family}: it embeds tokens in {width} "
+            f"features and computes in {backbone.hidden_size}; use a prefix method"
+        )

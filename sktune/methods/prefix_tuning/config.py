@@ -1,0 +1,36 @@
+"""The section of prefix tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sktune.errors import Problem
+from sktune.methods.config import FromTextConfig
+from sktune.sections import DataSection, TaskSection, idle
+
+
+class PrefixTuningConfig(FromTextConfig):
+    """Keys and values of their own in front of every layer's (Li and Liang, arXiv 2101.00190)."""
+
+    name: Literal["prefix_tuning"] = "prefix_tuning"
+    init: Literal["random", "text"] = Field("random", description="text: the keys and values the model makes of it.")
+    reparametrize: bool = Field(False, description="Make them by a two-layer network from one embedding a position.")
+    hidden_size: int = Field(512, ge=1, description="Of that network.")
+
+    visible_prefix: ClassVar[bool] = True
+
+    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+        yield from super().problems(task, data)
+        if self.reparametrize and self.init == "text":
+            yield Problem(
+                "method.reparametrize",
+                "a network that makes the keys and values cannot start from those of a text",
+                "false with init: text",
+                "set method.reparametrize: false, or method.init: random.",
+            )
+        if not self.reparametrize:
+            why, cure = "reparametrize is false", "set method.reparametrize: true."
+            yield from idle("method", self, ("hidden_size",), why, cure)

@@ -1,0 +1,34 @@
+"""The section of prompt tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from sktune.errors import Problem
+from sktune.methods.config import FromTextConfig
+from sktune.sections import DataSection, TaskSection
+
+
+class PromptTuningConfig(FromTextConfig):
+    """Embeddings of their own in front of the input (Lester et al., arXiv 2104.08691)."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    init: Literal["random", "vocabulary", "text", "labels"] = Field(
+        "vocabulary", description="Start from normal noise, tokens drawn at random, `text`, or the labels' names."
+    )
+    text: str | None = Field(None, min_length=1, description="With init: text; cut or repeated to the length.")
+
+    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+        yield from super().problems(task, data)
+        if self.init != "labels" or task is None or data is None:
+            return
+        if task.name == "regression" or data.target_column is not None:
+            yield Problem(
+                "method.init",
+                f"cannot be labels: {task.name} with this data has none",
+                "random, vocabulary, text",
+                "choose one of those.",
+            )

@@ -1,0 +1,42 @@
+"""The typed recipe: its sections together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from sktune.methods import METHODS
+from sktune.methods.config import MethodConfig
+from sktune.sections import (
+    CompareSection,
+    DataSection,
+    DistributedSection,
+    ModelSection,
+    OutputSection,
+    QuantizationSection,
+    Section,
+    TaskSection,
+    TrackingSection,
+    TrainingSection,
+)
+
+
+class Recipe(Section):
+    """One training run as data."""
+
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(METHODS.read)]
+    task: TaskSection
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    distributed: DistributedSection = DistributedSection()
+    tracking: TrackingSection = TrackingSection()
+    output: OutputSection
+    compare: CompareSection = CompareSection()
+
+    @property
+    def needs_language_model(self) -> bool:
+        """Whether the model is loaded with its own head: a causal one, or an encoder's masked one."""
+        return self.task.name == "causal_lm" or self.method.answers_in_words

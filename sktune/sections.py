@@ -1,0 +1,215 @@
+"""The sections of a recipe but for the method's: every field a run can set, with its default and its range.
+
+Field names follow transformers and DeepSpeed wherever those have a name for the thing. All sections are
+frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods are in
+`sktune.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sktune.errors import Problem
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def idle(name: str, section: Section, keys: Sequence[str], why: str, otherwise: str) -> Iterator[Problem]:
+    """One problem for each of `keys` that the user gave explicitly, since `why` leaves it without effect."""
+    for key in keys:
+        if key in section.model_fields_set:
+            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}")
+
+
+class ModelSection(Section):
+    """The frozen backbone: which weights, in which arithmetic, with which attention kernel."""
+
+    name_or_path: str = Field(
+        min_length=1,
+        description="Hub id, local folder of safetensors, `.gguf` file, or `embedded:` model of `sktune fetch --list`.",
+    )
+    gguf_file: str | None = Field(
+        None,
+        description="GGUF file inside the folder or hub repository: the model's weights, configuration and tokenizer.",
+    )
+    tokenizer: str | None = Field(None, description="Hub id or folder, where it differs from the model's.")
+    revision: str | None = Field(None, description="Hub revision (commit, tag or branch).")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    trust_remote_code: bool = Field(False, description="Run Python code shipped inside the model's repository.")
+
+
+class QuantizationSection(Section):
+    """bitsandbytes quantization of the backbone's linear layers; neither flag set means none."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Arithmetic of the 4-bit product; null takes model.dtype."
+    )
+    llm_int8_threshold: float = Field(6.0, ge=0, description="Outlier threshold of LLM.int8; 0 switches outliers off.")
+    skip_modules: tuple[str, ...] = Field((), description="Names of linear modules left unquantized.")
+
+    @property
+    def bits(self) -> int | None:
+        """4, 8, or None where the backbone keeps `model.dtype`."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+
+class TaskSection(Section):
+    """What is predicted, and how a prediction is scored."""
+
+    name: Literal["token_classification", "sequence_classification", "pair_classification", "regression", "causal_lm"]
+    labels: tuple[str, ...] | None = Field(
+        None, description="The label set in order; null infers it from training data."
+    )
+    pooling: Literal["auto", "last", "mean", "first"] = Field(
+        "auto", description="Sentence vector: auto = last real token for decoders, masked mean for encoders."
+    )
+    labelled_piece: Literal["first", "last"] = Field(
+        "first",
+        description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
+    )
+    head_dropout: float = Field(0.0, ge=0, lt=1)
+    label_words: dict[str, str] | None = Field(
+        None, description="causal_lm: label -> words scored by likelihood; null means free text targets."
+    )
+    max_new_tokens: int = Field(32, ge=1, description="causal_lm: length limit of generated text in predict.")
+
+
+class DataSection(Section):
+    """Where the examples come from and how they are read."""
+
+    path: str = Field(
+        min_length=1,
+        description="Hub id, local folder, or `embedded:` data of `sktune fetch --list`.",
+    )
+    name: str | None = Field(None, description="Configuration of the hub dataset (glue: sst2).")
+    revision: str | None = None
+    format: Literal["auto", "hub", "conll", "jsonl", "csv", "tsv", "parquet"] = Field(
+        "auto", description="auto: by the file's ending for local files, hub otherwise."
+    )
+    train: str = Field("train", description="Split name of a hub dataset, or file name inside `path`.")
+    validation: str | None = Field("validation", description="Split or file; null: no validation.")
+    test: str | None = Field(None, description="Split or file; null: no test.")
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    words_column: str = Field("tokens", description="token_classification on hub/jsonl/parquet data: list of words.")
+    tags_column: str = Field("tags", description="token_classification on hub/jsonl/parquet data: list of tags.")
+    conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
+    conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
+    target_column: str | None = Field(None, description="causal_lm: column of the target text.")
+    text_template: str = Field(
+        "{text}",
+        description="How a single text is read, for example `Review: {text} Sentiment:`; what follows it is never cut.",
+    )
+    pair_template: str = Field("{text}\n{text_pair}", description="How a decoder reads a pair.")
+    max_length: int = Field(128, ge=2, description="Input tokens kept, special tokens counted, the prompt text not.")
+    padding_side: Literal["right", "left"] = "right"
+    group_by_length: bool = True
+    max_train_samples: int | None = Field(None, ge=1)
+    max_validation_samples: int | None = Field(None, ge=1)
+    max_test_samples: int | None = Field(None, ge=1)
+
+
+class TrainingSection(Section):
+    """The loop: batches, rates, schedule, evaluation, checkpoints."""
+
+    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(16, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    num_train_epochs: float = Field(3.0, gt=0)
+    max_steps: int | None = Field(
+        None, ge=0, description="Optimizer steps; overrides num_train_epochs. 0 scores what the run would start from."
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Of the adapter. Prefix and prompt methods want 1e-3 to 3e-2.")
+    head_learning_rate: float | None = Field(None, gt=0, description="Of the head; null takes learning_rate.")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm; null: never.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    warmup_steps: int | None = Field(None, ge=0, description="Overrides warmup_ratio.")
+    gradient_checkpointing: bool = False
+    eval_steps: int | None = Field(None, ge=1, description="Evaluate every N steps; null: at each epoch's end.")
+    save_steps: int | None = Field(
+        None, ge=1, description="Checkpoint every N steps; null: at each evaluation, or each epoch."
+    )
+    save_total_limit: int = Field(2, ge=1, description="Checkpoints kept besides the best one.")
+    logging_steps: int = Field(10, ge=1)
+    metric_for_best_model: str | None = Field(None, description="null: the task's main metric.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Evaluations without improvement before stopping."
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0)
+    resume: Literal["never", "auto"] = Field(
+        "never", description="auto: go on from the newest checkpoint in output.dir."
+    )
+    seed: int = 42
+
+
+class DistributedSection(Section):
+    """How the ranks share the work."""
+
+    deepspeed: str | None = Field(
+        "zero3",
+        description="zero3, zero3_offload, zero2, a DeepSpeed JSON file, or null for none (every rank its own copy).",
+    )
+    shard_backbone: Literal[True, False, "auto"] = Field(
+        True,
+        description="With zero3: true shares the frozen model among the ranks, false gives each rank its own copy, "
+        "auto copies where it fits (no weights to gather) and shares where it does not.",
+    )
+    timeout_seconds: int = Field(1800, ge=10, description="A collective that waits longer ends the run with a message.")
+
+
+class TrackingSection(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="Any MLflow tracking URI.")
+    experiment_name: str = "sktune"
+    run_name: str | None = Field(None, description="null: method-model-bits-seed.")
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class OutputSection(Section):
+    """Where results are written."""
+
+    dir: str = Field(min_length=1, description="Folder of this run: adapter, checkpoints, metrics, predictions.")
+    overwrite: bool = Field(False, description="Start anew in a folder that already holds a run.")
+
+
+class CompareSection(Section):
+    """What `sktune compare` makes of this recipe; a single run does not read it."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Label -> method section. `name` may be left out where the label is one. What a section of the "
+        "recipe's own method leaves out is as in the recipe, and so is a text that another method needs.",
+    )
+    seeds: int = Field(1, ge=1, description="How many: training.seed and the ones after it.")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="section.field -> values; every method runs at every combination."
+    )
+    own_grids: dict[str, dict[str, tuple[Any, ...]]] = Field(
+        default_factory=dict,
+        description="Label -> field of the grid -> the values for this method, where it wants others (a LoRA's rates "
+        "are lower than a prompt's).",
+    )
+    select: Literal["validation", "none"] = Field(
+        "validation",
+        description="A method's entry in the report: its best combination by the validation score, or each of them.",
+    )
