@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from sktune.backbone import Backbone
 from sktune.methods.base import Method
-from sktune.methods.bottleneck_adapter import BottleneckAdapter
-from sktune.methods.head_only import HeadOnly
-from sktune.methods.in_context import InContext
-from sktune.methods.llama_adapter import LlamaAdapter
-from sktune.methods.lora import IA3, Lora
-from sktune.methods.p_tuning import PTuning
-from sktune.methods.prefix_tuning import PrefixTuning
-from sktune.methods.prompt_based import PromptBased
-from sktune.methods.prompt_tuning import PromptTuning
-from sktune.methods.sk_prefix import SKPrefix
-from sktune.methods.sk_prompt import SKPrompt
-from sktune.methods.unfrozen import FullFineTuning, TopLayers
-from sktune.recipe.methods import MethodSection
 
-METHODS: dict[str, Callable[..., Any]] = {
-    "sk_prefix": SKPrefix,
-    "sk_prompt": SKPrompt,
-    "head_only": HeadOnly,
-    "prompt_tuning": PromptTuning,
-    "prefix_tuning": PrefixTuning,
-    "p_tuning": PTuning,
-    "lora": Lora,
-    "ia3": IA3,
-    "llama_adapter": LlamaAdapter,
-    "bottleneck_adapter": BottleneckAdapter,
-    "top_layers": TopLayers,
-    "full": FullFineTuning,
-    "prompt_based": PromptBased,
-    "in_context": InContext,
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sktune.backbone import Backbone
+    from sktune.recipe.methods import MethodSection
+
+METHODS = {
+    "sk_prefix": "sk_prefix:SKPrefix",
+    "sk_prompt": "sk_prompt:SKPrompt",
+    "head_only": "head_only:HeadOnly",
+    "prompt_tuning": "prompt_tuning:PromptTuning",
+    "prefix_tuning": "prefix_tuning:PrefixTuning",
+    "p_tuning": "p_tuning:PTuning",
+    "lora": "lora:Lora",
+    "ia3": "lora:IA3",
+    "llama_adapter": "llama_adapter:LlamaAdapter",
+    "bottleneck_adapter": "bottleneck_adapter:BottleneckAdapter",
+    "top_layers": "unfrozen:TopLayers",
+    "full": "unfrozen:FullFineTuning",
+    "prompt_based": "prompt_based:PromptBased",
+    "in_context": "in_context:InContext",
 }
+"""Name -> module and class, imported when they are asked for: some need peft."""
+
+
+def method_class(name: str) -> Any:
+    """The class of a method."""
+    module, _, kind = METHODS[name].partition(":")
+    return getattr(import_module(f"sktune.methods.{module}"), kind)
 
 
 def build_method(
@@ -55,7 +53,7 @@ def build_method(
     Raises:
         ValueError: where the architecture, the text or the labels do not suit the method.
     """
-    return METHODS[section.name](section, backbone, tokenizer, labels)
+    return method_class(section.name)(section, backbone, tokenizer, labels)
 
 
-__all__ = ["METHODS", "HeadOnly", "Method", "SKPrefix", "SKPrompt", "build_method"]
+__all__ = ["METHODS", "Method", "build_method", "method_class"]
