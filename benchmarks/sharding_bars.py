@@ -11,6 +11,8 @@ from sharding_model import write_model, write_recipe
 
 MB = 1_000_000
 PLAN_TOLERANCE = 0.05
+PEAK_BELOW, PEAK_ABOVE = 0.05, 0.12
+"""A planned peak is at most so much lower or higher than the measured one: too low, and what fits does not."""
 SAME_TOLERANCE = 1e-5
 LIVE_LIMIT = {4: 130 * MB, 8: 225 * MB}
 GATHERED_LIMIT = {4: 0.29, 8: 0.53}
@@ -108,6 +110,22 @@ def _plan(cells: dict[str, Any]) -> Iterator[Bar]:
                 what = f"{name}, checkpointing {mode}: the plan's largest error ({worst})"
                 holds = abs(errors[worst]) <= PLAN_TOLERANCE
                 yield _bar(what, errors[worst], PLAN_TOLERANCE, holds, exact=True)
+                errors = _peak_errors(cell, mode)
+                for pick, which, limit in ((min, "lowest", -PEAK_BELOW), (max, "highest", PEAK_ABOVE)):
+                    peak = pick(errors, key=errors.__getitem__)
+                    what = f"{name}, checkpointing {mode}: the plan's {which} peak ({peak})"
+                    holds = -PEAK_BELOW <= errors[peak] <= PEAK_ABOVE
+                    yield _bar(what, errors[peak], limit, holds, exact=True)
+
+
+def _peak_errors(cell: dict[str, Any], mode: str) -> dict[str, float]:
+    planned, measured = cell[mode]["plan"], cell[mode]["peak"]
+    step = max(max(measured[phase]) for phase in ("forward", "backward", "step"))
+    return {
+        "loading": planned["load_peak"] / max(cell["load_peak"]) - 1,
+        "training": planned["training_peak"] / step - 1,
+        "evaluation": planned["evaluation_peak"] / max(measured["evaluation"]) - 1,
+    }
 
 
 def compare_plan(cells: dict[str, Any], shape: dict[str, int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,13 @@ from sktune.cli import main
 from sktune.methods import METHODS
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.optimization.optimizer import build_optimizer
-from sktune.planning import MOMENTS, Plan, choose_sharding, plan
-from sktune.planning import changes as changes_module
-from sktune.planning import numbers as numbers_module
-from sktune.planning.changes import advise
-from sktune.planning.dry_run import Mark, observe
-from sktune.planning.engine import engine_of
-from sktune.planning.gathering import Coordinator, Thresholds
-from sktune.planning.numbers import numbers_of, run_of
-from sktune.planning.parts import find_parts
-from sktune.planning.sweep import parse_axes
-from sktune.planning.units import parse_bytes
-from sktune.planning.zero_hooks import Use
+from sktune.planning import MOMENTS, Plan, activations, changes, choose_sharding, plan
+from sktune.planning.activations import Numbers, count_activations, dry_run, observe
+from sktune.planning.changes import advise, parse_axes
+from sktune.planning.command import parse_bytes
+from sktune.planning.gathered import Gathered, gathered_bytes
+from sktune.planning.skeleton import find_skeleton
+from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe, load_recipe
 from sktune.training.plain_engine import PlainEngine
 from sktune.training.ranks import Ranks
@@ -42,6 +39,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CONLL = ROOT / "recipes" / "llama7b_conll.yaml"
 NF4 = {"load_in_4bit": True}
 BITS: dict[int, dict[str, Any]] = {32: {}, 8: {"load_in_8bit": True}, 4: NF4}
+
+ZERO_2, ZERO_3 = Engine(stage=2), Engine(stage=3)
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -93,7 +92,7 @@ def make(folders: dict[int, Path]) -> MakeRecipe:
 def test_built_in_models_have_their_published_number_of_parameters(name: str, parameters: int) -> None:
     overrides = [f"model.name_or_path={name}", "task={name: causal_lm, label_words: {a: good, b: bad}}"]
     recipe = load_recipe(CONLL.with_name("llama7b_sst2_words.yaml"), overrides)
-    trainable, every = find_parts(recipe).build().parameter_counts()
+    trainable, every = find_skeleton(recipe).build().parameter_counts()
     assert every - trainable == parameters
 
 
@@ -109,8 +108,8 @@ def test_the_packed_bytes_of_a_7b_are_half_a_byte_for_each_number() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_found_without_a_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", _no_network)
-    parts = find_parts(load_recipe(path))
-    assert parts.build(2).backbone.hidden_size >= 128
+    skeleton = find_skeleton(load_recipe(path))
+    assert skeleton.build(2).backbone.hidden_size >= 128
 
 
 def _no_network(*_: object) -> None:
@@ -140,7 +139,7 @@ def test_frozen_bytes_equal_those_of_the_loaded_model(make: MakeRecipe, bits: in
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_share_is_padded_to_the_same_size_on_each_rank(make: MakeRecipe, ranks: int) -> None:
     planned = plan(make(quantization=NF4), ranks=ranks, compare_checkpointing=False)
-    model = find_parts(make(quantization=NF4)).build()
+    model = find_skeleton(make(quantization=NF4)).build()
     sizes = [p.numel() for n, p in model.named_parameters() if n.endswith("proj.weight")]
     assert planned.packed == sum(-(-size // ranks) for size in sizes)
 
@@ -152,9 +151,9 @@ def test_a_share_is_padded_to_the_same_size_on_each_rank(make: MakeRecipe, ranks
 def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, checkpointing: bool) -> None:
     fields = {"name": "head_only", "text": ..., "rank": ...} if method == "head_only" else {"name": method}
     recipe = _of_method(make, fields, {"gradient_checkpointing": checkpointing})
-    parts = find_parts(recipe)
-    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False, 1))
-    model = parts.build()
+    skeleton = find_skeleton(recipe)
+    planned = dry_run(skeleton.build(), recipe, skeleton.length, ZERO_2)
+    model = skeleton.build()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -163,10 +162,15 @@ def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, c
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    real = observe(model, recipe, sharded=False, keep_gradients=False)
-    assert planned.resting == real.resting
-    assert [(e.what, e.live) for e in planned.step] == [(e.what, e.live) for e in real.step]
-    assert [(e.what, e.live) for e in planned.evaluation] == [(e.what, e.live) for e in real.evaluation]
+    real = observe(model, recipe, skeleton.length, keep_gradients=False)
+    assert _moments(planned) == _moments(real)
+    assert planned["resting"] > 0 or method == "head_only"
+    assert [name for name in planned if name.startswith("in_evaluation")] == [f"in_evaluation/{i}" for i in range(8)]
+
+
+def _moments(numbers: Numbers) -> list[tuple[str, int]]:
+    """In order, without the peaks, which kernels' temporaries are part of."""
+    return [(name, size) for name, size in numbers.items() if not name.endswith("_peak")]
 
 
 def _of_method(make: MakeRecipe, fields: dict[str, Any], training: dict[str, Any]) -> Recipe:
@@ -188,14 +192,11 @@ def test_checkpointing_keeps_little_of_a_block(make: MakeRecipe) -> None:
 def test_a_deep_model_is_planned_from_shallow_ones_exactly(
     make: MakeRecipe, monkeypatch: pytest.MonkeyPatch, quantization: dict[str, Any], checkpointing: bool
 ) -> None:
-    recipe = make(8, training={"gradient_checkpointing": checkpointing}, quantization=quantization)
-    parts = find_parts(recipe)
-    model = parts.build()
-    engine = engine_of(recipe, model, True, 2)
-    quick, run = numbers_of(parts, model, engine, 3), run_of(parts, model, engine)
-    monkeypatch.setattr(numbers_module, "SHALLOW", (4, 99))
-    assert quick == numbers_of(parts, model, engine, 3)
-    assert run == run_of(parts, model, engine)
+    skeleton = find_skeleton(make(8, training={"gradient_checkpointing": checkpointing}, quantization=quantization))
+    quick = count_activations(skeleton, ZERO_3)
+    monkeypatch.setattr(activations, "SHALLOW", 99)
+    assert quick == count_activations(skeleton, ZERO_3)
+    assert quick["blocks_in_backward"] == 8
 
 
 def test_the_language_model_is_planned_with_logits_of_every_position(make: MakeRecipe) -> None:
@@ -208,7 +209,7 @@ def test_the_language_model_is_planned_with_logits_of_every_position(make: MakeR
 @pytest.mark.parametrize("stage", [None, "zero2"])
 def test_what_trains_without_sharding(make: MakeRecipe, stage: str | None) -> None:
     planned = plan(make(distributed={"deepspeed": stage}), ranks=2, compare_checkpointing=False)
-    model = find_parts(make()).build()
+    model = find_skeleton(make()).build()
     whole = 4 * sum(p.numel() for p in model.trainable_parameters().values())
     assert planned.gathered_per_step == 0 and planned.reduced_per_step == whole
     if stage is None:
@@ -231,7 +232,7 @@ class _Trains:
 def test_without_deepspeed_the_moments_of_a_step_are_exact(make: MakeRecipe) -> None:
     recipe = make(distributed={"deepspeed": None})
     planned = plan(recipe, compare_checkpointing=False)
-    model = find_parts(recipe).build()
+    model = find_skeleton(recipe).build()
     trainable = sum(p.numel() for p in model.trainable_parameters().values())
     parameters = {name: nn.Parameter(torch.zeros(p.shape)) for name, p in model.trainable_parameters().items()}
     alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
@@ -248,41 +249,75 @@ def test_without_deepspeed_the_moments_of_a_step_are_exact(make: MakeRecipe) -> 
 # -- gathering ------------------------------------------------------------------------------------------------------
 
 
-class _TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
+def _gathered(make: MakeRecipe, engine: Engine, ranks: int = 2, blocks: int = 8, **sections: Any) -> Gathered:
+    checkpointing = sections.get("training", {}).get("gradient_checkpointing", False)
+    return gathered_bytes(engine, find_skeleton(make(8, **sections)).build(), ranks, checkpointing, blocks)
 
 
-def _uses(*modules: int) -> list[Use]:
-    return [Use(module, fetch, True, False) for module in modules for fetch in (True, False)]
+def _padded(make: MakeRecipe, ranks: int) -> int:
+    parameters = find_skeleton(make(8)).build().parameters()
+    return sum(-(-p.numel() // ranks) * ranks * p.element_size() for p in parameters)
 
 
-def test_nothing_stays_gathered_without_thresholds() -> None:
-    coordinator = Coordinator(_TwoLayers(), Thresholds(0, 0, 0, 0), ranks=3)
-    for _ in range(3):
-        coordinator.begin_pass()
-        for use in _uses(1, 2):
-            coordinator.use(use)
-            assert coordinator.held == (34 * 3 * 4 if use.fetch else 0)
-    assert coordinator.received == 3 * 2 * 34 * 3 * 4
+def _sizes(make: MakeRecipe, end: str) -> list[int]:
+    return [p.nbytes for n, p in find_skeleton(make(8)).build().named_parameters() if n.endswith(end)]
 
 
-def test_the_next_layer_is_prefetched_once_the_order_is_known() -> None:
-    coordinator = Coordinator(_TwoLayers(), Thresholds(100, 0, 200, 0), ranks=2)
-    held = []
-    for _ in range(2):
-        coordinator.begin_pass()
-        for use in _uses(1, 2):
-            coordinator.use(use)
-            held.append(coordinator.held)
-    assert held == [400, 0, 400, 0, 800, 400, 400, 0]
+def test_nothing_stays_gathered_without_thresholds(make: MakeRecipe) -> None:
+    found = _gathered(make, ZERO_3)
+    assert (found.at_rest, found.in_evaluation, found.in_backward) == (0, 0, 0)
+    assert found.most == max(_sizes(make, "proj.weight"))  # the layer at hand
+    assert found.forward == _padded(make, 2)
+    assert _gathered(make, ZERO_2) == _gathered(make, ZERO_3, ranks=1) == Gathered()
 
 
-def test_small_parameters_stay_gathered_after_an_update() -> None:
-    coordinator = Coordinator(_TwoLayers(), Thresholds(0, 100, 0, 0), ranks=2)
-    coordinator.update()
-    assert coordinator.held == 800
+def test_a_share_is_gathered_with_its_padding(make: MakeRecipe) -> None:
+    assert _gathered(make, ZERO_3, ranks=3).forward == _padded(make, 3) > sum(_sizes(make, ""))
+
+
+def test_a_window_reaches_the_elements_to_prefetch_and_no_further_than_may_be_live(make: MakeRecipe) -> None:
+    query, key = _sizes(make, "q_proj.weight")[0], _sizes(make, "k_proj.weight")[0]
+    one = _gathered(make, Engine(stage=3, prefetch=1, max_live=10**9))
+    assert (one.in_evaluation, one.in_backward) == (query, 3 * query)
+    assert one.most == one.forward_most == 3 * max(_sizes(make, "proj.weight"))
+    two = Engine(stage=3, prefetch=query // 4 + 1, max_live=10**9)
+    assert _gathered(make, two).in_evaluation == query + key
+    assert _gathered(make, two._replace(max_live=1)).in_evaluation == query
+    assert _gathered(make, two, blocks=0).in_backward == 0
+
+
+def test_what_is_used_again_soon_is_kept_until_backward(make: MakeRecipe) -> None:
+    found = _gathered(make, Engine(stage=3, max_reuse=10**9))
+    kept = found.forward_most - found.most
+    assert kept == sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks.parameters())
+    assert found.in_evaluation == kept * 5 // 8 > 0
+    assert found.in_backward == 0
+
+
+def test_the_thresholds_of_a_file_of_ones_own_count(make: MakeRecipe, tmp_path: Path) -> None:
+    def written(**zero: int) -> Plan:
+        file = tmp_path / "zero.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 10, **zero}}))
+        return plan(make(8, distributed={"deepspeed": str(file)}), ranks=2, compare_checkpointing=False)
+
+    key = "stage3_prefetch_bucket_size"
+    shared = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    small, large = written(**shared, **{key: 1}), written(**shared, **{key: 10**6})
+    query = _sizes(make, "q_proj.weight")[0]
+    assert small.gathered == 3 * query
+    assert large.gathered == 3 * sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks[:2].parameters())
+    assert large.live["in_backward"] - small.live["in_backward"] == large.gathered - small.gathered
+    assert large.training_peak > small.training_peak
+    assert small.buckets == large.buckets == 40
+
+
+def test_small_parameters_stay_gathered(make: MakeRecipe) -> None:
+    model = find_skeleton(make(8)).build()
+    found = _gathered(make, Engine(stage=3, persistence=model.backbone.hidden_size))
+    small = [p for p in model.parameters() if p.numel() <= model.backbone.hidden_size]
+    assert found.at_rest == sum(-(-p.numel() // 2) * 2 * p.element_size() for p in small)
+    assert found.at_rest == found.in_evaluation >= sum(_sizes(make, "norm.weight")) > 0
+    assert found.forward == _padded(make, 2) - found.at_rest
 
 
 # -- verdict, advice, choice ------------------------------------------------------------------------------------------
@@ -316,11 +351,11 @@ def test_the_advice_can_be_typed(make: MakeRecipe, tmp_path: Path) -> None:
 
 def test_only_changes_that_the_rules_allow_are_tried(make: MakeRecipe) -> None:
     recipe = load_section(make(), {"name": "full"})
-    assert all(change.recipe.quantization.bits is None for change in changes_module.changes(recipe, 1))
+    assert all(change.recipe.quantization.bits is None for change in changes.changes(recipe, 1))
 
 
 def test_gpus_are_counted_by_node(make: MakeRecipe) -> None:
-    more = [c for c in changes_module.changes(make(), 4, nodes=2) if c.ranks == 8]
+    more = [c for c in changes.changes(make(), 4, nodes=2) if c.ranks == 8]
     assert more[0].overrides[0] == "--gpus 4"
 
 
@@ -336,11 +371,11 @@ def test_evaluation_can_be_what_has_to_shrink(make: MakeRecipe) -> None:
 
 
 def test_several_changes_are_combined_where_none_is_enough(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes_module, "MOST_RANKS", 2)
+    monkeypatch.setattr(changes, "MOST_RANKS", 2)
     recipe = make(data={"max_length": 100}, distributed={"deepspeed": "zero3"})
     singles = [
         plan(change.recipe, ranks=change.ranks, compare_checkpointing=False).peak
-        for change in changes_module.changes(recipe, 1)
+        for change in changes.changes(recipe, 1)
     ]
     advice = advise(recipe, 1, int(min(singles) / 0.9 * 0.97))
     assert len(advice.changes) > 1
@@ -350,7 +385,7 @@ def test_several_changes_are_combined_where_none_is_enough(make: MakeRecipe, mon
 
 
 def test_what_fits_nowhere_is_said(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes_module, "MOST_RANKS", 2)
+    monkeypatch.setattr(changes, "MOST_RANKS", 2)
     advice = advise(make(), 1, 1000)
     assert not advice.plan.fits and "none of the changes" in advice.text
 
@@ -454,7 +489,7 @@ def test_mistakes_are_named(
 
 
 def test_an_unknown_model_offline_is_named_with_the_cure(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sktune.planning.model_configs.read_config", _not_there)
+    monkeypatch.setattr("sktune.planning.skeleton.read_config", _not_there)
     recipe = make(model={"name_or_path": "somebody/some-model"})
     with pytest.raises(ValueError, match=r"somebody/some-model.*config.json.*meta-llama/Llama-2-7b-hf"):
         plan(recipe)
@@ -475,12 +510,12 @@ def test_axes_of_a_sweep() -> None:
     assert parse_axes("ranks, checkpointing") == ("ranks", "checkpointing")
 
 
-def test_marks_are_events_of_the_step(make: MakeRecipe) -> None:
-    recipe = make(8)
-    parts = find_parts(recipe)
-    run = run_of(parts, parts.build(), engine_of(recipe, parts.build(), True, 2))
-    marks = [event.what for event in run.step if isinstance(event.what, Mark)]
-    assert marks == [Mark("after_forward"), *(Mark("reached", i) for i in range(7, -1, -1)), Mark("after_backward")]
+def test_moments_come_in_the_order_of_a_step(make: MakeRecipe) -> None:
+    skeleton = find_skeleton(make(8))
+    numbers = dry_run(skeleton.build(), skeleton.recipe, skeleton.length, ZERO_3)
+    moments = [name for name, _ in _moments(numbers)]
+    step = ["after_forward", *(f"in_backward/{i}" for i in range(7, -1, -1)), "after_backward"]
+    assert moments[2 : 2 + len(step)] == step
 
 
 @pytest.mark.parametrize(
@@ -528,3 +563,14 @@ def test_every_method_has_a_plan(recipe_file: Path, method: str) -> None:
         overrides += ["task={name: sequence_classification}"]
     found = plan(load_recipe(recipe_file, overrides), ranks=2)
     assert found.training_peak >= found.live["after_forward"] > found.live["after_load"] > 0
+
+
+def test_a_plan_imports_nothing_that_trains_scores_or_tracks(recipe_file: Path) -> None:
+    program = (
+        "import sys; from sktune.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'bitsandbytes', 'peft', 'deepspeed', 'datasets', 'mlflow', 'sklearn', 'matplotlib', 'pandas'} "
+        "& set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, "plan", str(recipe_file), "--gpus", "2"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.splitlines()[-1] == "[]"

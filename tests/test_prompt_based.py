@@ -47,10 +47,9 @@ from sktune.methods.template.demonstrations import Demonstrations
 from sktune.methods.template.encode import template_encoder
 from sktune.methods.template.template import read_template
 from sktune.planning import plan
-from sktune.planning.dry_run import observe
-from sktune.planning.engine import engine_of
-from sktune.planning.numbers import run_of
-from sktune.planning.parts import find_parts
+from sktune.planning.activations import count_activations, dry_run, observe
+from sktune.planning.skeleton import find_skeleton
+from sktune.planning.trained_bytes import Engine
 from sktune.recipe import load_recipe
 from sktune.sections import DataSection, ModelSection, QuantizationSection
 from sktune.training.assembly import Assembly, assemble
@@ -592,9 +591,9 @@ def test_the_plan_is_what_a_real_pass_holds(
         *method(name, demonstrations=1),
     )
     recipe = load_recipe(workshop.write("planned", *changes))
-    parts = find_parts(recipe)
-    assert parts.length == 3 * (recipe.data.max_length + len(parts.tokenizer("w30 w31")["input_ids"]) + 1)  # type: ignore[operator]
-    planned = run_of(parts, parts.build(), engine_of(recipe, parts.build(), False, 1))
+    parts = find_skeleton(recipe)
+    assert parts.length == 3 * (recipe.data.max_length + len(parts.tokenizer("w30 w31")["input_ids"]) + 1)
+    planned = dry_run(parts.build(), recipe, parts.length, Engine(stage=2))
     model = parts.build()
     for module in model.modules():
         for key, parameter in module._parameters.items():
@@ -606,10 +605,11 @@ def test_the_plan_is_what_a_real_pass_holds(
                 module._buffers[key] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     if model.backbone.is_encoder:
         model.backbone.model.tie_weights()
-    real = observe(model, recipe, sharded=False, keep_gradients=False, length=parts.length)
-    for found, expected in ((planned.step, real.step), (planned.evaluation, real.evaluation)):
-        assert [(event.what, event.live) for event in found] == [(event.what, event.live) for event in expected]
-    assert (planned.activations() > 10_000) == (name == "prompt_based")
+    real = observe(model, recipe, parts.length, keep_gradients=False)
+    found, expected = ([item for item in run.items() if "peak" not in item[0]] for run in (planned, real))
+    assert found == expected
+    kept = count_activations(parts, Engine(stage=2))
+    assert (kept["after_forward"] - kept["resting"] > 10_000) == (name == "prompt_based")
     whole = plan(recipe, compare_checkpointing=False)
     summary = workshop.train("planned", *changes)
     if name == "in_context":

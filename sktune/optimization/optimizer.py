@@ -11,13 +11,10 @@ from torch import nn
 from sktune.sections import TrainingSection
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSection) -> torch.optim.AdamW | None:
-    """AdamW with up to four groups: adapter or head, with or without weight decay (biases have none).
-
-    Each group remembers its peak rate as `peak_lr`. None where there is nothing to train.
-    """
-    if not parameters:
-        return None
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], training: TrainingSection
+) -> dict[tuple[float, float], list[nn.Parameter]]:
+    """Parameters by their peak rate and weight decay: adapter or head, with or without decay (biases have none)."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}: everything that trains is fp32"
@@ -26,10 +23,20 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSe
             rate = training.head_learning_rate
         decay = 0.0 if name.rsplit(".", 1)[-1].endswith("bias") else training.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
+    return groups
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], training: TrainingSection) -> torch.optim.AdamW | None:
+    """AdamW with up to four groups, of `parameter_groups`; None where there is nothing to train.
+
+    Each group remembers its peak rate as `peak_lr`.
+    """
+    if not parameters:
+        return None
     return torch.optim.AdamW(
         [
             {"params": members, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-            for (rate, decay), members in groups.items()
+            for (rate, decay), members in parameter_groups(parameters, training).items()
         ],
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

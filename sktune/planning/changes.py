@@ -1,30 +1,28 @@
-"""Changes of a recipe that save memory, from the cheapest on, and the first of them that makes a run fit."""
+"""Changes of a recipe, each a list of overrides: those that make a run fit, and a grid of plans over several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
-from sktune.planning.planned_bytes import Plan
 from sktune.planning.planner import plan
-from sktune.recipe.recipe import Recipe
-from sktune.recipe.rules import broken_rules
-from sktune.sections import QuantizationSection
+from sktune.planning.report import Plan
+from sktune.recipe import Recipe, parse_recipe
+from sktune.recipe.overrides import apply_overrides
 
 MOST_RANKS = 64
+Overrides = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A recipe and a number of ranks that differ from before.
-
-    what: in words.
-    overrides: what to append to the command line.
-    """
+    """A recipe and a number of ranks that differ from before; `what` in words, `overrides` as they are typed."""
 
     what: str
-    overrides: tuple[str, ...]
+    overrides: Overrides
     recipe: Recipe
     ranks: int
 
@@ -38,62 +36,31 @@ class Advice:
 
     @property
     def text(self) -> str:
-        """In words, with what to type."""
+        """In words, with what to append to the command line."""
         if not self.plan.fits:
             return "none of the changes that were tried makes it fit; choose a smaller model or larger GPUs"
-        words = ", and ".join(change.what for change in self.changes)
         typed = " ".join(override for change in self.changes for override in change.overrides)
-        return f"{words}: {typed}"
-
-
-def with_fields(recipe: Recipe, section: str, **fields: object) -> Recipe:
-    """The recipe with some fields of a section changed."""
-    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=fields)})
-
-
-def with_bits(recipe: Recipe, bits: int) -> Recipe:
-    """The recipe with the backbone in 4 or 8 bits, or (16) not quantized."""
-    if bits == (recipe.quantization.bits or 16):
-        return recipe
-    # The options of other bits would do nothing.
-    kept = {"skip_modules"} & recipe.quantization.model_fields_set if bits < 16 else set()
-    fields = {name: getattr(recipe.quantization, name) for name in kept}
-    if bits < 16:
-        fields[f"load_in_{bits}bit"] = True
-    return recipe.model_copy(update={"quantization": QuantizationSection(**fields)})
-
-
-def problems_of(recipe: Recipe) -> list[str]:
-    """Rules that a changed recipe breaks."""
-    return [str(problem) for problem in broken_rules({name: getattr(recipe, name) for name in Recipe.model_fields})]
+        return f"{', and '.join(change.what for change in self.changes)}: {typed}"
 
 
 def advise(recipe: Recipe, ranks: int, memory_bytes: int, nodes: int = 1) -> Advice:
-    """The first single change that makes the run fit, else the first combination, going from cheap to dear.
+    """The first single change that makes a run fit that does not, else the first combination, from the cheapest on.
 
-    Args:
-        recipe: that does not fit.
-        ranks: of all nodes.
-        memory_bytes: of a GPU.
-        nodes: that the ranks are on.
-
-    Raises:
-        ValueError: for whatever the user can correct.
+    `ranks` are of all nodes, `memory_bytes` of a GPU.
     """
 
-    def planned(change: Change) -> Plan:
-        return plan(change.recipe, ranks=change.ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
+    def planned(recipe: Recipe, ranks: int) -> Plan:
+        return plan(recipe, ranks=ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
 
     for change in changes(recipe, ranks, nodes):
-        result = planned(change)
-        if result.fits:
+        if (result := planned(change.recipe, change.ranks)).fits:
             return Advice((change,), result)
     taken: list[Change] = []
-    best = plan(recipe, ranks=ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
-    for kind in _KINDS:
+    best = planned(recipe, ranks)
+    for kind in dict.fromkeys(kind for kind, *_ in _candidates(recipe, ranks)):
         chosen = None
-        for change in _allowed(kind(recipe, ranks, nodes)):
-            result = planned(change)
+        for change in changes(recipe, ranks, nodes, kind):
+            result = planned(change.recipe, change.ranks)
             if result.peak < best.peak:
                 chosen, best = change, result
             if best.fits:
@@ -106,104 +73,105 @@ def advise(recipe: Recipe, ranks: int, memory_bytes: int, nodes: int = 1) -> Adv
     return Advice(tuple(taken), best)
 
 
-def changes(recipe: Recipe, ranks: int, nodes: int = 1) -> Iterator[Change]:
-    """Single changes that the recipe's rules allow, from the cheapest on."""
-    for kind in _KINDS:
-        yield from _allowed(kind(recipe, ranks, nodes))
+def changes(recipe: Recipe, ranks: int, nodes: int = 1, only: str | None = None) -> Iterator[Change]:
+    """Single changes that the recipe's rules allow, of one kind or of all, from the cheapest on."""
+    for kind, what, overrides, count in _candidates(recipe, ranks):
+        if only not in (None, kind):
+            continue
+        gpus = (f"--gpus {count // nodes}",) if count != ranks else ()
+        typed = (f"{name}={shlex.quote(value)}" for name, _, value in (one.partition("=") for one in overrides))
+        try:
+            yield Change(what, (*gpus, *typed), _changed(recipe, overrides), count)
+        except ValueError:
+            continue
 
 
-def _allowed(found: Iterator[Change]) -> Iterator[Change]:
-    return (change for change in found if not problems_of(change.recipe))
+def _changed(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """The recipe with overrides, checked again; raises ValueError with every rule that it breaks."""
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    given["method"] = {"name": recipe.method.name, **given["method"]}
+    mapping, _, problems = apply_overrides(given, overrides)
+    assert not problems, problems
+    return parse_recipe(mapping)
 
 
-def _smaller_evaluation(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    rows = recipe.training.per_device_eval_batch_size
-    while rows > 1:
-        rows //= 2
-        changed = with_fields(recipe, "training", per_device_eval_batch_size=rows)
-        overrides = (f"training.per_device_eval_batch_size={rows}",)
-        yield Change(f"evaluate {rows} rows at a time", overrides, changed, ranks)
-
-
-def _checkpointing(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    if not recipe.training.gradient_checkpointing:
-        yield Change(
-            "recompute activations",
-            ("training.gradient_checkpointing=true",),
-            with_fields(recipe, "training", gradient_checkpointing=True),
-            ranks,
-        )
-
-
-def _smaller_batches(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    training = recipe.training
-    factor = 2
-    while training.per_device_train_batch_size % factor == 0:
-        fields = {
-            "per_device_train_batch_size": training.per_device_train_batch_size // factor,
-            "gradient_accumulation_steps": training.gradient_accumulation_steps * factor,
+def _candidates(recipe: Recipe, ranks: int) -> Iterator[tuple[str, str, Overrides, int]]:
+    """(kind, in words, overrides, ranks)."""
+    training, quantization, distributed = recipe.training, recipe.quantization, recipe.distributed
+    if not training.gradient_checkpointing:
+        yield "checkpointing", "recompute activations", ("training.gradient_checkpointing=true",), ranks
+    rows, evaluated = training.per_device_train_batch_size, training.per_device_eval_batch_size
+    parts = [2**power for power in range(1, max(rows, evaluated).bit_length())]
+    for part in (part for part in parts if part <= evaluated):
+        smaller = f"training.per_device_eval_batch_size={evaluated // part}"
+        yield "evaluation", f"evaluate {evaluated // part} rows at a time", (smaller,), ranks
+    for part in (part for part in parts if rows % part == 0):
+        overrides = (
+            f"training.per_device_train_batch_size={rows // part}",
+            f"training.gradient_accumulation_steps={training.gradient_accumulation_steps * part}",
             # Evaluation has no gradients to accumulate: its batch can shrink by itself.
-            "per_device_eval_batch_size": max(1, training.per_device_eval_batch_size // factor),
-        }
-        overrides = tuple(f"training.{name}={value}" for name, value in fields.items())
-        changed = with_fields(recipe, "training", **fields)
-        yield Change("halve the batch" if factor == 2 else f"batches of a {factor}th", overrides, changed, ranks)
-        factor *= 2
-
-
-def _fewer_bits(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    bits = recipe.quantization.bits or 16
-    for fewer in (8, 4):
-        if fewer < bits:
-            changed = with_bits(recipe, fewer)
-            fields = changed.quantization.model_dump(mode="json", exclude_unset=True)
-            yield Change(f"{fewer} bits", (f"quantization='{json.dumps(fields)}'",), changed, ranks)
-
-
-def _double_quantization(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    if recipe.quantization.bits == 4 and not recipe.quantization.bnb_4bit_use_double_quant:
-        yield Change(
-            "quantize the scales",
-            ("quantization.bnb_4bit_use_double_quant=true",),
-            with_fields(recipe, "quantization", bnb_4bit_use_double_quant=True),
-            ranks,
+            f"training.per_device_eval_batch_size={max(1, evaluated // part)}",
         )
-
-
-def _sharing(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    distributed = recipe.distributed
+        yield "batch", "halve the batch" if part == 2 else f"batches of a {part}th", overrides, ranks
+    for bits in (8, 4):
+        if bits < (quantization.bits or 16):
+            yield "bits", f"{bits} bits", _bits(recipe, bits), ranks
+    if quantization.bits == 4 and not quantization.bnb_4bit_use_double_quant:
+        yield "scales", "quantize the scales", ("quantization.bnb_4bit_use_double_quant=true",), ranks
+    share = "distributed.shard_backbone=true"
+    shared = ("distributed.deepspeed=zero3", share)
     if ranks > 1 and (distributed.deepspeed in ("zero2", None) or distributed.shard_backbone is False):
-        yield Change(
-            "share the backbone",
-            ("distributed.deepspeed=zero3", "distributed.shard_backbone=true"),
-            with_fields(recipe, "distributed", deepspeed="zero3", shard_backbone=True),
-            ranks,
-        )
+        yield "sharing", "share the backbone", shared, ranks
+    is_shared = distributed.deepspeed == "zero3" and distributed.shard_backbone is True
+    for more in (ranks * 2**power for power in range(1, MOST_RANKS.bit_length())):
+        if more <= MOST_RANKS:
+            yield "ranks", f"share over {more} GPUs", () if is_shared else shared, more
+    if distributed.deepspeed != "zero3_offload":
+        offload = ("distributed.deepspeed=zero3_offload", share)
+        yield "offloading", "keep the weights in the CPU's memory", offload, ranks
 
 
-def _more_ranks(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    more = 2 * ranks
-    while more <= MOST_RANKS:
-        shared = with_fields(recipe, "distributed", deepspeed="zero3", shard_backbone=True)
-        settings = ("distributed.deepspeed=zero3", "distributed.shard_backbone=true") if shared != recipe else ()
-        yield Change(f"share over {more} GPUs", (f"--gpus {more // nodes}", *settings), shared, more)
-        more *= 2
+def _bits(recipe: Recipe, bits: int) -> Overrides:
+    """The backbone in 4 or 8 bits, or (16) not quantized; options of other bits would do nothing, and go."""
+    if bits == (recipe.quantization.bits or 16):
+        return ()
+    kept = recipe.quantization.model_dump(mode="json", exclude_unset=True, include={"skip_modules"})
+    return (f"quantization={json.dumps({**kept, f'load_in_{bits}bit': True} if bits < 16 else {})}",)
 
 
-def _offloading(recipe: Recipe, ranks: int, nodes: int) -> Iterator[Change]:
-    if recipe.distributed.deepspeed != "zero3_offload":
-        changed = with_fields(recipe, "distributed", deepspeed="zero3_offload", shard_backbone=True)
-        overrides = ("distributed.deepspeed=zero3_offload", "distributed.shard_backbone=true")
-        yield Change("keep the weights in the CPU's memory", overrides, changed, ranks)
+AXES: dict[str, tuple[tuple[int, ...], Callable[[Recipe, int], Overrides]]] = {
+    "bits": ((16, 8, 4), _bits),
+    "ranks": ((1, 2, 4, 8), lambda recipe, ranks: ()),
+    "checkpointing": ((0, 1), lambda recipe, on: (f"training.gradient_checkpointing={bool(on)}",)),
+    "batch": ((1, 2, 4, 8, 16, 32), lambda recipe, rows: (f"training.per_device_train_batch_size={rows}",)),
+}
+"""Axes of a grid: the values, and the overrides that give a recipe one of them."""
 
 
-_KINDS = (
-    _checkpointing,
-    _smaller_evaluation,
-    _smaller_batches,
-    _fewer_bits,
-    _double_quantization,
-    _sharing,
-    _more_ranks,
-    _offloading,
-)
+def parse_axes(text: str) -> tuple[str, ...]:
+    """Names of axes, separated by commas; raises ValueError for a name that is none."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in AXES or names.count(name) > 1:
+            raise ValueError(f"--sweep: {name!r} in {text!r}; allowed: each of {', '.join(AXES)} at most once")
+    return names
+
+
+def sweep(recipe: Recipe, axes: tuple[str, ...], *, ranks: int, memory_bytes: int | None) -> list[Plan]:
+    """A plan for each combination, the last axis running fastest; the number of ranks that is given is one of theirs.
+
+    Raises:
+        ValueError: for whatever the user can correct.
+    """
+    plans = []
+    for values in product(*(sorted({*AXES[axis][0], ranks}) if axis == "ranks" else AXES[axis][0] for axis in axes)):
+        point = dict(zip(axes, values, strict=True))
+        overrides = tuple(override for axis, value in point.items() for override in AXES[axis][1](recipe, value))
+        try:
+            changed = _changed(recipe, overrides)
+        except ValueError as error:
+            where = ", ".join(f"{axis} {value}" for axis, value in point.items())
+            raise ValueError(f"--sweep: the recipe cannot be at {where}:\n{error}") from error
+        count = point.get("ranks", ranks)
+        plans.append(plan(changed, ranks=count, memory_bytes=memory_bytes, compare_checkpointing=False))
+    return plans

@@ -6,14 +6,16 @@ import argparse
 import json
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
-from sktune.planning.changes import Advice, advise
+from sktune.planning.changes import Advice, advise, parse_axes, sweep
 from sktune.planning.planner import plan
-from sktune.planning.report import print_plan, print_sweep
-from sktune.planning.sweep import parse_axes, sweep
-from sktune.planning.units import parse_bytes
+from sktune.planning.report import gibibytes, print_plan, print_sweep
 from sktune.recipe import load_recipe
+
+SMALLEST = 2**16
+"""A bare `24` is 24 bytes, and not what was meant."""
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -48,7 +50,8 @@ def run_plan(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1))
     else:
-        print_plan(console, planned, advice)
+        after = f" ({gibibytes(advice.plan.peak)})" if advice is not None and advice.plan.fits else ""
+        print_plan(console, planned, None if advice is None else advice.text + after)
 
 
 def advice_as_json(advice: Advice) -> dict[str, object]:
@@ -59,3 +62,20 @@ def advice_as_json(advice: Advice) -> dict[str, object]:
         "overrides": [override for change in advice.changes for override in change.overrides],
         "peak": advice.plan.peak,
     }
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "24GiB", "24G", "80 GB" or a plain number.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text.strip())
+    except ValidationError:
+        size = ByteSize(0)
+    if size < SMALLEST:
+        raise ValueError(
+            f"--gpu-memory: {text!r} is no amount of memory that a GPU has; write it like 24GiB, 80GB or 16000000000"
+        )
+    return int(size)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit, FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import GROUP
 from sktune.backbone.streaming import CHUNK_ELEMENTS
+from sktune.tasks import TunedModel
 
-_FP32 = 4
 _QUANTIZING: dict[type[FrozenLinear], int] = {FrozenLinear4bit: 14, FrozenLinear8bit: 10}
 """Temporaries of each number of a chunk, in bytes, as measured on a CPU; a GPU's kernels need less."""
 
 
-@dataclass(frozen=True)
-class FrozenBytes:
+class FrozenBytes(NamedTuple):
     """Of one rank.
 
     packed: codes of quantized weights.
@@ -50,11 +48,11 @@ def share(tensor: torch.Tensor, ranks: int) -> int:
     return math.ceil(tensor.numel() / ranks) * tensor.element_size()
 
 
-def frozen_bytes(backbone: Backbone, ranks: int, dtype: torch.dtype, on_host: bool = False) -> FrozenBytes:
+def frozen_bytes(model: TunedModel, ranks: int, dtype: torch.dtype, on_host: bool = False) -> FrozenBytes:
     """Bytes of a skeleton's parameters and buffers, in the order in which the loader fills it.
 
     Args:
-        backbone: parameters on the meta device.
+        model: parameters on the meta device; what trains is left out.
         ranks: that share each parameter; 1: whole.
         dtype: of the arithmetic.
         on_host: parameters go to the CPU's memory, and do not count.
@@ -62,30 +60,25 @@ def frozen_bytes(backbone: Backbone, ranks: int, dtype: torch.dtype, on_host: bo
     kinds = dict.fromkeys(("packed", "scales", "rest", "buffers", "host"), 0)
     loaded = peak = largest = 0
     seen: set[int] = set()
-    for module in backbone.modules():
-        quantized = isinstance(module, FrozenLinear)
+    for module in model.modules():
+        waiting = 0  # packed tensors stay until they are placed, one by one
         if isinstance(module, FrozenLinear):
             largest = max(largest, module.weight_elements * dtype.itemsize)
-            peak = max(peak, loaded + _own_bytes(module) + _while_packing(module, dtype))
-        waiting = _own_bytes(module) if quantized else 0  # packed tensors stay until they are placed, one by one
+            waiting = sum(t.nbytes for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+            peak = max(peak, loaded + waiting + _while_packing(module, dtype))
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or parameter.requires_grad:  # what trains inside the backbone counts as trained
+            if id(parameter) in seen or parameter.requires_grad:
                 continue
             seen.add(id(parameter))
             own = share(parameter, ranks)
-            whole = waiting if quantized else parameter.nbytes
-            peak = max(peak, loaded + whole + (own if ranks > 1 and not on_host else 0))
-            waiting -= parameter.nbytes if quantized else 0
+            peak = max(peak, loaded + (waiting or parameter.nbytes) + (own if ranks > 1 and not on_host else 0))
+            waiting = max(waiting - parameter.nbytes, 0)
             kinds["host" if on_host else _kind(module, name)] += own
             loaded += 0 if on_host else own
         buffers = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
-        kinds["scales" if quantized else "buffers"] += buffers
+        kinds["scales" if isinstance(module, FrozenLinear) else "buffers"] += buffers
         loaded += buffers
     return FrozenBytes(**kinds, load_peak=max(peak, loaded), largest_dequantized=largest)
-
-
-def _own_bytes(module: nn.Module) -> int:
-    return sum(t.nbytes for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
 def _while_packing(linear: FrozenLinear, dtype: torch.dtype) -> int:
@@ -93,7 +86,7 @@ def _while_packing(linear: FrozenLinear, dtype: torch.dtype) -> int:
     rows = min(linear.rows_per_chunk(CHUNK_ELEMENTS), linear.out_features)
     chunk = rows * linear.in_features * (dtype.itemsize + _QUANTIZING[type(linear)])
     nested = getattr(linear, "double_quant", False)
-    return max(chunk, 2 * math.ceil(linear.weight_elements / GROUP) * _FP32 if nested else 0)
+    return max(chunk, 2 * math.ceil(linear.weight_elements / GROUP) * torch.float32.itemsize if nested else 0)
 
 
 def _kind(module: nn.Module, name: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from sktune.planning.engine import FP32, Engine, TrainedBytes, engine_of, trained_bytes
-from sktune.planning.frozen_bytes import FrozenBytes, frozen_bytes
-from sktune.planning.numbers import numbers_of, run_of
-from sktune.planning.parts import find_parts
-from sktune.planning.planned_bytes import NOT_INCLUDED, Moment, Plan
-from sktune.planning.timeline import Numbers
-from sktune.recipe.recipe import Recipe
-from sktune.tasks import TunedModel
+from sktune.planning.activations import count_activations
+from sktune.planning.frozen_bytes import frozen_bytes
+from sktune.planning.gathered import gathered_bytes
+from sktune.planning.report import NOT_INCLUDED, USABLE, Moment, Plan, gibibytes
+from sktune.planning.skeleton import find_skeleton
+from sktune.planning.trained_bytes import FP32, engine_of, trained_bytes
+from sktune.recipe import Recipe
 
 
 def plan(
@@ -37,80 +38,56 @@ def plan(
     """
     if ranks < 1:
         raise ValueError(f"ranks: {ranks}; allowed: 1 or more")
-    notes: list[str] = []
-    if shard_backbone is None:
-        shard_backbone = _as_the_recipe_says(recipe, ranks, memory_bytes, notes)
-    parts = find_parts(recipe)
-    model = parts.build()
+    notes, training = [], recipe.training
+    shared = recipe.distributed.shard_backbone if shard_backbone is None else shard_backbone
+    if shared == "auto":
+        shared, reason = True, "the ranks share the backbone, where no memory is given"
+        if memory_bytes is not None:
+            shared, reason = choose_sharding(recipe, ranks, memory_bytes)
+        notes.append(f"distributed.shard_backbone is auto: {reason}")
+    skeleton = find_skeleton(recipe)
+    model = skeleton.build()
     if not model.trainable_parameters():
         notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
-    engine = engine_of(recipe, model, shard_backbone, ranks)
+    engine = engine_of(recipe, model, shared, ranks)
+    alive = count_activations(skeleton, engine)
+    checkpointing = training.gradient_checkpointing
+    activations = {checkpointing: alive["after_forward"] - alive["resting"]}
+    if compare_checkpointing:
+        changed = training.model_copy(update={"gradient_checkpointing": not checkpointing})
+        other = replace(skeleton, recipe=recipe.model_copy(update={"training": changed}))
+        found = count_activations(other, engine, only_forward=True)
+        activations[not checkpointing] = found["after_forward"] - found["resting"]
+    gathered = gathered_bytes(engine, model, ranks, checkpointing, alive["blocks_in_backward"])
     dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-    return _put_together(
-        recipe=recipe,
-        ranks=ranks,
-        memory=memory_bytes,
-        model=model,
-        engine=engine,
-        numbers=numbers_of(parts, model, engine, ranks),
-        other_activations=run_of(parts.with_recipe(_other_checkpointing(recipe)), model, engine).activations()
-        if compare_checkpointing
-        else None,
-        frozen=frozen_bytes(model.backbone, ranks if engine.sharded else 1, dtype, engine.parameters_on_host),
-        trained=trained_bytes(engine, model, recipe, ranks),
-        assumptions=(*parts.assumptions, *notes, NOT_INCLUDED),
-    )
+    frozen = frozen_bytes(model, ranks if engine.sharded else 1, dtype, engine.parameters_on_host)
+    trained = trained_bytes(engine, model, recipe, ranks)
 
-
-def _other_checkpointing(recipe: Recipe) -> Recipe:
-    on = not recipe.training.gradient_checkpointing
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"gradient_checkpointing": on})})
-
-
-def _as_the_recipe_says(recipe: Recipe, ranks: int, memory: int | None, notes: list[str]) -> bool:
-    choice = recipe.distributed.shard_backbone
-    if choice != "auto":
-        return choice
-    if memory is None:
-        notes.append("the backbone is shared among the ranks (distributed.shard_backbone is auto: give the memory)")
-        return True
-    from sktune.planning.choice import choose_sharding
-
-    sharded, reason = choose_sharding(recipe, ranks, memory)
-    notes.append(f"distributed.shard_backbone is auto: {reason}")
-    return sharded
-
-
-def _put_together(
-    *,
-    recipe: Recipe,
-    ranks: int,
-    memory: int | None,
-    model: TunedModel,
-    engine: Engine,
-    numbers: Numbers,
-    other_activations: int | None,
-    frozen: FrozenBytes,
-    trained: TrainedBytes,
-    assumptions: tuple[str, ...],
-) -> Plan:
+    # Stages 1 and 2 make their moments at the start, and their buckets for backward alone.
+    replicated = engine.stage in (1, 2)
+    in_backward = engine.buckets if replicated else 0
+    at_start = frozen.total + trained.weights + trained.copies + trained.gradients
+    at_start += trained.moments if replicated else engine.buckets
+    settled = at_start + (0 if replicated else trained.moments)
+    after = settled + alive["after_backward"] + gathered.at_rest
     trainable, parameters = model.parameter_counts()
+    live: dict[Moment, int] = {
+        "after_load": at_start,
+        "after_forward": settled + alive["after_forward"] + gathered.at_rest,
+        "in_backward": settled + alive["in_backward"] + gathered.in_backward + in_backward,
+        # Without DeepSpeed whole gradients are among what is alive.
+        "after_backward": after + (trained.gradients_of_a_step if engine.stage else 0),
+        "after_step": after - (0 if engine.stage else trained.gradients_of_a_step),
+        "in_evaluation": settled + alive["in_evaluation"] + gathered.in_evaluation,
+        "at_checkpoint": settled + alive["resting"] + gathered.at_rest + 3 * trainable * FP32,  # weights and moments
+    }
+    without_activations = settled + alive["resting"] + gathered.embeddings
     in_head = sum(p.numel() for name, p in model.trainable_parameters().items() if name.startswith("head."))
     head = trained.weights * in_head // max(trainable, 1)
-    text = sum(buffer.nbytes for name, buffer in model.named_buffers() if not name.startswith("backbone."))
-    training = recipe.training
-    kept, checkpointing = numbers["activations"], training.gradient_checkpointing
-
-    at_start = frozen.total + text + trained.weights + trained.copies + trained.gradients
-    at_start += trained.buckets if engine.stage == 3 else trained.moments if engine.stage else 0
-    settled = at_start + (0 if engine.stage in (1, 2) else trained.moments)
-    live = _live(numbers, engine, trained, at_start, settled, trainable)
-    backward = trained.buckets if engine.stage in (1, 2) else 0
     steps = training.gradient_accumulation_steps
-    received = {name: numbers[f"received/{name}"] for name in ("forward", "backward", "update", "evaluation")}
     return Plan(
         model=recipe.model.name_or_path,
-        bits=recipe.quantization.bits or 8 * getattr(torch, recipe.model.dtype).itemsize,
+        bits=recipe.quantization.bits or 8 * dtype.itemsize,
         ranks=ranks,
         engine=engine.name,
         sharded=engine.sharded,
@@ -119,56 +96,58 @@ def _put_together(
         gradient_accumulation_steps=steps,
         parameters=parameters,
         trainable=trainable,
+        memory=memory_bytes,
+        assumptions=(*skeleton.assumptions, *notes, NOT_INCLUDED),
+        live=live,
         packed=frozen.packed,
         scales=frozen.scales,
         rest=frozen.rest,
-        buffers=frozen.buffers + text,
+        buffers=frozen.buffers,
         adapter=trained.weights - head,
         head=head,
         trained_copies=trained.copies,
         gradients=trained.gradients + trained.gradients_of_a_step,
-        buckets=trained.buckets,
+        buckets=engine.buckets,
         moments=trained.moments,
-        semantics=numbers["resting"],
-        activations=kept,
-        activations_with_checkpointing=kept if checkpointing else other_activations,
-        activations_without_checkpointing=other_activations if checkpointing else kept,
-        logits=numbers["logits"],
-        gathered=max(value for name, value in numbers.items() if name.startswith("gathered/")),
+        semantics=alive["resting"],
+        host=frozen.host + trained.host,
+        activations=activations[checkpointing],
+        logits=alive["logits"],
+        gathered=max(gathered.at_rest, gathered.in_evaluation, gathered.in_backward),
         largest_dequantized=frozen.largest_dequantized,
-        load_peak=max(frozen.load_peak, live["after_load"]),
+        activations_with_checkpointing=activations.get(True),
+        activations_without_checkpointing=activations.get(False),
+        load_peak=max(frozen.load_peak, at_start),
         training_peak=max(
-            settled + max(numbers["peak/forward"], numbers["peak/backward"]) + backward,
+            without_activations,
+            settled + alive["forward_peak"] + gathered.forward_most,
+            settled + alive["backward_peak"] + gathered.most + in_backward,
             live["after_backward"] + trained.update,
         ),
-        evaluation_peak=settled + numbers["peak/evaluation"],
-        live=live,
-        host=frozen.host + trained.host,
-        gathered_per_forward=received["forward"],
-        gathered_per_step=steps * (received["forward"] + received["backward"]) + received["update"],
-        gathered_per_evaluation=received["evaluation"],
+        evaluation_peak=max(without_activations, settled + alive["evaluation_peak"] + gathered.forward_most),
+        gathered_per_forward=gathered.forward,
+        gathered_per_step=steps * (gathered.forward + gathered.backward) + (gathered.at_rest if ranks > 1 else 0),
+        gathered_per_evaluation=gathered.forward,
         reduced_per_step=trainable * FP32 * (steps if engine.stage >= 2 else 1) if ranks > 1 else 0,
-        memory=memory,
-        assumptions=assumptions,
     )
 
 
-def _live(
-    numbers: Numbers, engine: Engine, trained: TrainedBytes, at_start: int, settled: int, trainable: int
-) -> dict[Moment, int]:
-    def held(moment: str) -> int:
-        return settled + numbers[f"live/{moment}"] + numbers[f"gathered/{moment}"]
+def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool, str]:
+    """Whether to share the backbone, and the reason in a sentence: copies where they fit, as nothing is gathered then.
 
-    # Without DeepSpeed whole gradients are among what the dry run holds.
-    kept = trained.gradients_of_a_step if engine.stage else 0
-    gone = 0 if engine.stage else trained.gradients_of_a_step
-    saved = 3 * trainable * FP32  # weights and two moments, whole
-    return {
-        "after_load": at_start,
-        "after_forward": held("after_forward"),
-        "in_backward": held("in_backward") + (trained.buckets if engine.stage in (1, 2) else 0),
-        "after_backward": held("after_backward") + kept,
-        "after_step": held("after_step") - gone,
-        "in_evaluation": held("in_evaluation"),
-        "at_checkpoint": held("at_checkpoint") + saved,
-    }
+    Args:
+        recipe: as training reads it.
+        ranks: of the run.
+        memory_bytes: that each rank can use.
+
+    Raises:
+        ValueError: for whatever the user can correct.
+    """
+    if ranks == 1:
+        return False, "one rank has nobody to share the backbone with"
+    copied = plan(recipe, ranks=ranks, shard_backbone=False, compare_checkpointing=False)
+    needed, usable = gibibytes(copied.peak), gibibytes(int(USABLE * memory_bytes))
+    amount = f"{needed} at its peak, and {USABLE:.0%} of a rank's memory are {usable}"
+    if copied.peak <= USABLE * memory_bytes:
+        return False, f"a copy of the backbone on each rank fits ({amount}), so no weights have to be gathered"
+    return True, f"the ranks share the backbone, since a copy on each does not fit ({amount})"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
-from sktune.backbone.quantized.frozen_linear import FrozenLinear, frozen
+from sktune.backbone.quantized.frozen_linear import FrozenLinear, bitsandbytes_ops, frozen
 
 LARGEST_CODE = 127
 
@@ -52,7 +52,7 @@ class FrozenLinear8bit(FrozenLinear):
         weight = scale = None
         done = 0
         for chunk in chunks:
-            codes, absmax, _ = torch.ops.bitsandbytes.int8_vectorwise_quant.default(chunk.to(torch.float16))
+            codes, absmax, _ = bitsandbytes_ops().int8_vectorwise_quant.default(chunk.to(torch.float16))
             if weight is None or scale is None:
                 weight = torch.empty(self.weight.shape, dtype=torch.int8, device=chunk.device)
                 scale = torch.empty(self.scale.shape, device=chunk.device)
@@ -73,7 +73,7 @@ class FrozenLinear8bit(FrozenLinear):
 
     def llm_int8(self, x: torch.Tensor) -> torch.Tensor:
         """The product in integers, but for the outlier columns of x (arXiv 2208.07339)."""
-        ops = torch.ops.bitsandbytes
+        ops = bitsandbytes_ops()
         rows = x.reshape(-1, self.in_features)
         # A copy: bitsandbytes sets outliers to zero in its argument for a moment.
         codes, row_scale, outliers = ops.int8_vectorwise_quant.default(

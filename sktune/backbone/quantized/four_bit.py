@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
-from bitsandbytes import functional as bnb
 
-from sktune.backbone.quantized.frozen_linear import FrozenLinear, frozen
+from sktune.backbone.quantized.frozen_linear import FrozenLinear, bitsandbytes_ops, frozen
 
 GROUP = 64
 """Numbers that share a scale."""
@@ -55,13 +55,9 @@ class FrozenLinear4bit(FrozenLinear):
         self.absmax = frozen(torch.empty(groups, dtype=scale_dtype, device="meta"))
         self.nested_absmax: torch.Tensor | None
         self.offset: torch.Tensor | None
-        self.absmax_code: torch.Tensor | None
         nested = torch.empty(math.ceil(groups / NESTED_GROUP), device="meta") if double_quant else None
         self.register_buffer("nested_absmax", nested, persistent=False)
         self.register_buffer("offset", torch.empty((), device="meta") if double_quant else None, persistent=False)
-        # What each 8-bit scale stands for; a constant.
-        code = bnb.create_dynamic_map() if double_quant else None
-        self.register_buffer("absmax_code", code, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.to(self.compute_dtype)).to(x.dtype)
@@ -74,7 +70,7 @@ class FrozenLinear4bit(FrozenLinear):
         weight = absmax = None
         done = 0
         for chunk in chunks:
-            codes, scales = torch.ops.bitsandbytes.quantize_4bit.default(chunk, GROUP, self.quant_type, torch.uint8)
+            codes, scales = bitsandbytes_ops().quantize_4bit.default(chunk, GROUP, self.quant_type, torch.uint8)
             if weight is None or absmax is None:
                 weight = torch.empty(self.weight.shape, dtype=torch.uint8, device=chunk.device)
                 absmax = torch.empty(self.absmax.shape, device=chunk.device)
@@ -86,19 +82,21 @@ class FrozenLinear4bit(FrozenLinear):
         assert weight is not None and absmax is not None and done == self.weight_elements
         if not self.double_quant:
             return {"weight": weight, "absmax": absmax}
+        from bitsandbytes.functional import quantize_blockwise
+
         offset = absmax.mean()
-        nested_codes, state = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_GROUP)
+        nested_codes, state = quantize_blockwise(absmax - offset, blocksize=NESTED_GROUP)
         return {"weight": weight, "absmax": nested_codes, "nested_absmax": state.absmax, "offset": offset}
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         absmax = self.absmax.data
         if self.double_quant:
-            absmax = torch.ops.bitsandbytes.dequantize_blockwise.default(
-                absmax, self.nested_absmax, self.absmax_code, NESTED_GROUP, torch.float32
+            absmax = bitsandbytes_ops().dequantize_blockwise.default(
+                absmax, self.nested_absmax, _scale_code(absmax.device), NESTED_GROUP, torch.float32
             )
             absmax = absmax + self.offset
         shape = (self.out_features, self.in_features)
-        return torch.ops.bitsandbytes.dequantize_4bit.default(
+        return bitsandbytes_ops().dequantize_4bit.default(
             self.gathered_weight(), absmax, GROUP, self.quant_type, shape, dtype
         )
 
@@ -106,9 +104,10 @@ class FrozenLinear4bit(FrozenLinear):
         nested: dict[str, torch.Tensor | None] = {}
         scales: torch.Tensor | None = self.absmax.data
         if self.double_quant:
-            nested = {"absmax_8bit": scales, "absmax_code": self.absmax_code, "absmax_offset": self.offset}
+            code = _scale_code(x.device)
+            nested = {"absmax_8bit": scales, "absmax_code": code, "absmax_offset": self.offset}
             scales = self.nested_absmax
-        product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
+        product: torch.Tensor = bitsandbytes_ops().gemm_4bit.default(
             x,
             self.gathered_weight().view(-1, 1),
             (self.out_features, self.in_features),
@@ -119,3 +118,12 @@ class FrozenLinear4bit(FrozenLinear):
             **nested,
         )
         return product
+
+
+@lru_cache
+def _scale_code(device: torch.device) -> torch.Tensor:
+    """What each 8-bit scale stands for: [256] fp32, the same for all layers."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    with torch.inference_mode(False):
+        return create_dynamic_map().to(device)

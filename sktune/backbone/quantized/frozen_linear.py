@@ -81,6 +81,13 @@ class FrozenLinear(nn.Linear):
         return weight
 
 
+def bitsandbytes_ops() -> Any:
+    """Operators of bitsandbytes; importing it takes a second, which a plan, without weights, has no use for."""
+    import bitsandbytes  # noqa: F401 - registers them
+
+    return torch.ops.bitsandbytes
+
+
 def frozen(tensor: torch.Tensor) -> nn.Parameter:
     """A parameter that never trains; any dtype."""
     return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,188 @@
+"""The run's modules without weights, as the loader would build them, and what had to be assumed about the data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from sktune.backbone.frozen import Backbone
+from sktune.backbone.loading import attention_for, load_tokenizer
+from sktune.backbone.skeleton import build_skeleton, read_config
+from sktune.embedded import is_embedded
+from sktune.methods.method import build_method
+from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
+from sktune.recipe import Recipe
+from sktune.tasks import TunedModel, build_head
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Public numbers of the models that the recipes name; `names.json`: hub id -> file."""
+LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3}
+"""Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three; of others 1."""
+PIECES_PER_WORD = 1.5
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a recipe's modules are made from; `build` makes them, at any depth.
+
+    attention: the kernel that the plan counts for.
+    length: tokens of the longest row, where the model has as many positions.
+    assumptions: what was assumed, in sentences.
+    """
+
+    recipe: Recipe
+    config: PretrainedConfig
+    attention: str
+    tokenizer: Any
+    labels: int
+    length: int
+    assumptions: tuple[str, ...]
+
+    @property
+    def depth(self) -> int:
+        """The model's blocks."""
+        return int(self.config.num_hidden_layers)
+
+    def build(self, depth: int | None = None) -> TunedModel:
+        """Backbone, method and head: parameters on the meta device, of `depth` blocks where it is given."""
+        recipe, config = self.recipe, copy.deepcopy(self.config)
+        if depth is not None:
+            config.num_hidden_layers = depth
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:depth]
+        network = build_skeleton(
+            recipe.model,
+            recipe.quantization,
+            config,
+            language_model=recipe.needs_language_model,
+            attn_implementation=self.attention,
+        )
+        checkpointing = recipe.training.gradient_checkpointing
+        backbone = Backbone(network, attn_implementation=self.attention, gradient_checkpointing=checkpointing)
+        with torch.device("meta"):
+            method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))
+            answer_tokens = range(self.labels) if recipe.method.answers_in_words else None
+            head = build_head(recipe.task, backbone, self.labels, answer_tokens)
+        return TunedModel(backbone, method, head)
+
+
+def find_skeleton(recipe: Recipe) -> Skeleton:
+    """Reads the recipe's architecture and tokenizer; no weights, and no network where the model is built in.
+
+    Raises:
+        ValueError: for whatever the user can correct.
+    """
+    notes: list[str] = []
+    config = _config(recipe, notes)
+    tokenizer = _tokenizer(recipe, notes)
+    labels = _labels(recipe, notes)
+    length = _length(recipe, tokenizer, labels, notes)
+    model = recipe.model
+    if model.attn_implementation in ("auto", "flash_attention_2"):
+        # The fused kernels keep the same for backward: query, key, value, output and a number for each row.
+        notes.append("attention is SDPA's fused kernel; flash-attention keeps the same, less the mask")
+        model = model.model_copy(update={"attn_implementation": "auto"})
+    cpu = torch.device("cpu")
+    attention, _ = attention_for(model, config, cpu, recipe.needs_language_model, recipe.method.visible_prefix)
+    return Skeleton(recipe, config, attention, tokenizer, labels, length, tuple(notes))
+
+
+def _is_local(name: str) -> bool:
+    return is_embedded(name) or Path(name).exists() or name.endswith(".gguf")
+
+
+def _config(recipe: Recipe, notes: list[str]) -> PretrainedConfig:
+    """A folder's own configuration, a built-in one, or one from the hub's cache or the hub."""
+    name = recipe.model.name_or_path
+    built_in: dict[str, str] = json.loads((CONFIGS / "names.json").read_text(encoding="utf-8"))
+    if name in built_in and not _is_local(name):
+        notes.append(f"the architecture of {name} is the built-in one")
+        return AutoConfig.for_model(**json.loads((CONFIGS / f"{built_in[name]}.json").read_text(encoding="utf-8")))
+    try:
+        return read_config(recipe.model)
+    except ValueError as error:
+        if _is_local(name):
+            raise
+        known = ", ".join(sorted(set(built_in) - {"roberta-base"}))
+        raise ValueError(
+            f"model.name_or_path: nothing is known here of {name!r}; give a folder with its config.json "
+            f"(model.name_or_path=my/folder), or one of the models that are built in: {known} ({error})"
+        ) from error
+
+
+class CountedTokenizer:
+    """Stands for a tokenizer that is not on this machine: it estimates how many tokens a text has."""
+
+    cls_token_id = None
+    eos_token_id = None
+    all_special_ids = (0,)
+
+    def __len__(self) -> int:
+        return 32_000  # methods only ask for some token that is not special
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **_: bool) -> dict[str, list[Any]]:
+        """A BOS, and `PIECES_PER_WORD` tokens for each word and punctuation mark, rounded up."""
+        words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+        count = int(-(-len(words) * PIECES_PER_WORD // 1))
+        spans = [(0, 0)] * add_special_tokens + [words[int(i / PIECES_PER_WORD)] for i in range(count)]
+        return {"input_ids": [0] * len(spans), "offset_mapping": spans}
+
+
+def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
+    """The recipe's tokenizer where it is on this machine, else one that counts words."""
+    model = recipe.model
+    name = model.tokenizer or model.name_or_path
+    gguf = Path(name).is_file() or any(Path(name).glob("*.gguf"))  # has one in its header
+    if _is_local(name) and (is_embedded(name) or gguf or any(Path(name).glob("*token*"))):
+        return load_tokenizer(model)
+    if not _is_local(name):
+        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        try:
+            return AutoTokenizer.from_pretrained(name, local_files_only=True, **options)
+        except Exception:  # whatever the cache lacks, the words are counted instead
+            pass
+    counted, text = CountedTokenizer(), getattr(recipe.method, "text", None)
+    if text is not None:
+        notes.append(
+            f"method.text is {len(counted(text)['input_ids'])} tokens long: {PIECES_PER_WORD} for each of its words, "
+            f"since the tokenizer of {name} is not on this machine"
+        )
+    return counted
+
+
+def _labels(recipe: Recipe, notes: list[str]) -> int:
+    given = recipe.task.labels or getattr(recipe.method, "label_words", None)
+    if given is not None:
+        return len(given)
+    if recipe.task.name not in LABELS:
+        return 1
+    notes.append(f"the data has {LABELS[recipe.task.name]} labels (the recipe does not list them)")
+    return LABELS[recipe.task.name]
+
+
+def _length(recipe: Recipe, tokenizer: Any, labels: int, notes: list[str]) -> int:
+    """Tokens of the longest row: `data.max_length`, or a template with all texts and demonstrations at their longest.
+
+    A prompt that a method puts in front of it is not counted.
+    """
+    method, text = recipe.method, recipe.data.max_length
+    if not isinstance(method, TemplateConfig):
+        return text
+    pair = recipe.data.text_pair_column is not None
+    template = method.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)
+    literals = "".join(literal for literal, _ in parse_template(template, pair))
+    fixed = 1 + len(tokenizer(literals)["input_ids"])  # the answer too
+    shown = method.demonstrations * labels
+    if shown:
+        notes.append(
+            f"rows are {text} tokens in a template of {fixed} behind {shown} demonstrations as long, "
+            "up to the model's positions"
+        )
+    return (1 + shown) * (fixed + text)
