@@ -61,7 +61,7 @@ def gathered_bytes(
     passed = (3 if checkpointing else 2) * max(1, sum(p.numel() for p in first))
     reused, block = min(depth, -(-engine.max_reuse // passed)), sum(whole[p] for p in first)
     base, output = model.backbone.base, model.backbone.model.get_output_embeddings()
-    embeddings = whole[base.get_input_embeddings().weight]
+    embeddings = whole[base.get_input_embeddings().get_parameter("weight")]
     head = 0 if output is None else whole[output.get_parameter("weight")]
     largest = max(map(window, range(len(first))), default=0)
     most = persistent + max(3 * largest, head, *(whole[p] for p in first))
