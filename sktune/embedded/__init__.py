@@ -45,21 +45,20 @@ def model_location(name: str) -> str:
     return str(resolve(name, "model")) if is_embedded(name) else name
 
 
+def is_fetched(name: str) -> bool:
+    """Whether what an `embedded:` name stands for is on this machine; True for names that do not exist."""
+    item = CATALOG.get(name.removeprefix(PREFIX))
+    return item is None or item.path.exists()
+
+
 def check_fetched(*names: str | None) -> None:
     """Checks at once that all `embedded:` names among those of a recipe are on this machine.
 
     Raises:
         ValueError: with the one command that fetches those which are not.
     """
-    absent = [
-        name
-        for name in dict.fromkeys(names)
-        if name is not None
-        and is_embedded(name)
-        and (item := CATALOG.get(name.removeprefix(PREFIX))) is not None
-        and not item.path.exists()
-    ]
-    if absent:
+    given = [name for name in dict.fromkeys(names) if name is not None and is_embedded(name)]
+    if absent := [name for name in given if not is_fetched(name)]:
         raise ValueError(_not_fetched(absent))
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.loading import attention_for, load_tokenizer
 from sktune.backbone.skeleton import build_skeleton, read_config
-from sktune.embedded import is_embedded
+from sktune.embedded import is_embedded, is_fetched
 from sktune.methods.method import build_method
 from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
 from sktune.recipe import Recipe
@@ -95,7 +95,8 @@ def find_skeleton(recipe: Recipe) -> Skeleton:
 
 
 def _is_local(name: str) -> bool:
-    return is_embedded(name) or Path(name).exists() or name.endswith(".gguf")
+    """Whether a model is a folder or a file here; an `embedded:` one may not have been fetched."""
+    return is_fetched(name) if is_embedded(name) else Path(name).exists() or name.endswith(".gguf")
 
 
 def _config(recipe: Recipe, notes: list[str]) -> PretrainedConfig:
@@ -110,7 +111,7 @@ def _config(recipe: Recipe, notes: list[str]) -> PretrainedConfig:
     except ValueError as error:
         if _is_local(name):
             raise
-        known = ", ".join(sorted(set(built_in) - {"roberta-base"}))
+        known = ", ".join(sorted(name for name in built_in if "/" in name))
         raise ValueError(
             f"model.name_or_path: nothing is known here of {name!r}; give a folder with its config.json "
             f"(model.name_or_path=my/folder), or one of the models that are built in: {known} ({error})"
