@@ -13,6 +13,7 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,7 +117,9 @@ def run(command: list[str]) -> int:
         try:
             while (line := _next(lines, started)) is not None:
                 print(line, end="", flush=True)
-        except KeyboardInterrupt:  # the command has it too, and ends in order
+        except KeyboardInterrupt:  # a terminal has told the command too, others have not
+            if process.poll() is None:
+                process.terminate()
             while (line := lines.get()) is not None:
                 print(line, end="", flush=True)
             raise
@@ -153,6 +156,7 @@ def gpu_count() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
