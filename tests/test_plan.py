@@ -280,17 +280,27 @@ def test_a_window_reaches_the_elements_to_prefetch_and_no_further_than_may_be_li
     one = _gathered(make, Engine(stage=3, prefetch=1, max_live=10**9))
     assert (one.in_evaluation, one.in_backward) == (query, 3 * query)
     assert one.most == one.forward_most == 3 * max(_sizes(make, "proj.weight"))
-    two = Engine(stage=3, prefetch=query // 4 + 1, max_live=10**9)
+    two = Engine(stage=3, prefetch=query // 4 + 1, max_live=query // 4 + 1)
     assert _gathered(make, two).in_evaluation == query + key
     assert _gathered(make, two._replace(max_live=1)).in_evaluation == query
     assert _gathered(make, two, blocks=0).in_backward == 0
 
 
+def test_large_windows_get_ahead_until_as_much_is_gathered_as_may_be_live(make: MakeRecipe) -> None:
+    blocks = sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks.parameters())
+    window = blocks // 8
+    found = _gathered(make, Engine(stage=3, prefetch=window // 4, max_live=10**9))
+    assert (found.in_evaluation, found.in_backward) == (blocks, blocks + 2 * window)
+    assert found.forward_most == found.most >= found.in_backward
+
+
 def test_what_is_used_again_soon_is_kept_until_backward(make: MakeRecipe) -> None:
     found = _gathered(make, Engine(stage=3, max_reuse=10**9))
     kept = found.forward_most - found.most
-    assert kept == sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks.parameters())
-    assert found.in_evaluation == kept * 5 // 8 > 0
+    assert kept > 0 and found.forward_most == sum(
+        p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks.parameters()
+    )
+    assert found.in_evaluation == found.forward_most * 5 // 8 > 0
     assert found.in_backward == 0
 
 
@@ -305,7 +315,7 @@ def test_the_thresholds_of_a_file_of_ones_own_count(make: MakeRecipe, tmp_path: 
     small, large = written(**shared, **{key: 1}), written(**shared, **{key: 10**6})
     query = _sizes(make, "q_proj.weight")[0]
     assert small.gathered == 3 * query
-    assert large.gathered == 3 * sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks[:2].parameters())
+    assert large.gathered == 3 * sum(p.nbytes for p in find_skeleton(make(8)).build().backbone.blocks.parameters())
     assert large.live["in_backward"] - small.live["in_backward"] == large.gathered - small.gathered
     assert large.training_peak > small.training_peak
     assert small.buckets == large.buckets == 40

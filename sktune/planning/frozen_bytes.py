@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit, FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import GROUP
@@ -20,10 +19,8 @@ _QUANTIZING: dict[type[FrozenLinear], int] = {FrozenLinear4bit: 14, FrozenLinear
 class FrozenBytes(NamedTuple):
     """Of one rank.
 
-    packed: codes of quantized weights.
-    scales: of groups or rows, and what they are quantized with.
-    rest: weights that are not quantized: embeddings, norms, head, skipped modules.
-    buffers: rotary frequencies and the like.
+    packed, scales: of quantized weights; rest: of those that are not (embeddings, norms, head, skipped modules).
+    buffers: rotary frequencies and the like, the method's and the head's too.
     host: of all parameters, where they are in the CPU's memory.
     load_peak: the most at any instant of loading, on the rank that reads.
     largest_dequantized: a whole weight in the arithmetic's dtype, which exists for the moment of its use.
@@ -73,7 +70,9 @@ def frozen_bytes(model: TunedModel, ranks: int, dtype: torch.dtype, on_host: boo
             own = share(parameter, ranks)
             peak = max(peak, loaded + (waiting or parameter.nbytes) + (own if ranks > 1 and not on_host else 0))
             waiting = max(waiting - parameter.nbytes, 0)
-            kinds["host" if on_host else _kind(module, name)] += own
+            quantized = isinstance(module, FrozenLinear) and name != "bias"
+            kind = "rest" if not quantized else "packed" if name == "weight" else "scales"
+            kinds["host" if on_host else kind] += own
             loaded += 0 if on_host else own
         buffers = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
         kinds["scales" if isinstance(module, FrozenLinear) else "buffers"] += buffers
@@ -87,9 +86,3 @@ def _while_packing(linear: FrozenLinear, dtype: torch.dtype) -> int:
     chunk = rows * linear.in_features * (dtype.itemsize + _QUANTIZING[type(linear)])
     nested = getattr(linear, "double_quant", False)
     return max(chunk, 2 * math.ceil(linear.weight_elements / GROUP) * torch.float32.itemsize if nested else 0)
-
-
-def _kind(module: nn.Module, name: str) -> str:
-    if not isinstance(module, FrozenLinear) or name == "bias":
-        return "rest"
-    return "packed" if name == "weight" else "scales"

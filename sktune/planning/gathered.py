@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import cycle, islice
+from typing import Any, NamedTuple
 
 from sktune.backbone.quantized import FrozenLinear
+from sktune.optimization.deepspeed_config import largest_layer
 from sktune.planning.frozen_bytes import share
 from sktune.planning.trained_bytes import Engine
 from sktune.tasks import TunedModel
@@ -38,9 +40,10 @@ def gathered_bytes(
 ) -> Gathered:
     """The closed forms for a model on the meta device, the gradient passing through so many of its blocks.
 
-    With the module at hand DeepSpeed prefetches the next parameters, up to a number of elements: a window. It is
-    gathered into a flat buffer and copied from there, so that three are held: in use, flat, and copied. What is used
-    again within `max_reuse` elements is not let go, until sktune does so between forward and backward.
+    With every module DeepSpeed prefetches the next parameters, up to a number of elements: a window, gathered into a
+    flat buffer and copied from there when it is used. Where a window is more than a module, it gets ahead until as
+    much is gathered as may be live. So three are held: in use, its flat buffer, and what is ahead. What is used again
+    within `max_reuse` elements is live too, until sktune lets it go between forward and backward.
     """
     if not engine.sharded or (ranks == 1 and not engine.parameters_on_host):
         return Gathered()
@@ -49,10 +52,14 @@ def gathered_bytes(
     blocks = [[p for p in block.parameters() if p.numel() > engine.persistence] for block in model.backbone.blocks]
     depth, first = len(blocks), blocks[0]
 
-    def window(start: int) -> int:
+    layer = largest_layer(model.backbone)
+    one = min(engine.prefetch, engine.max_live)
+    ahead = max(one, engine.max_live - layer) if one > layer else one
+
+    def window(start: int, limit: int) -> int:
         elements = size = 0
-        for parameter in (*first[start:], *first):
-            if elements >= min(engine.prefetch, engine.max_live):
+        for parameter in islice(cycle(first), start, len(first) * depth):
+            if elements >= limit:
                 break
             elements, size = elements + parameter.numel(), size + whole[parameter]
         return size
@@ -60,20 +67,20 @@ def gathered_bytes(
     # What is passed over between a block's forward and the next use of it: the blocks above, twice or three times.
     passed = (3 if checkpointing else 2) * max(1, sum(p.numel() for p in first))
     reused, block = min(depth, -(-engine.max_reuse // passed)), sum(whole[p] for p in first)
-    base, output = model.backbone.base, model.backbone.model.get_output_embeddings()
-    embeddings = whole[base.get_input_embeddings().get_parameter("weight")]
-    head = 0 if output is None else whole[output.get_parameter("weight")]
-    largest = max(map(window, range(len(first))), default=0)
-    most = persistent + max(3 * largest, head, *(whole[p] for p in first))
+    base = model.backbone.base
+    tables: list[Any] = [base.get_input_embeddings(), model.backbone.model.get_output_embeddings()]
+    embeddings, head = (0 if table is None else whole[table.weight] for table in tables)
+    twice, furthest = (n * max(window(i, limit) for i in range(len(first))) for n, limit in ((2, one), (1, ahead)))
+    most = persistent + max(twice + furthest, head, *(whole[p] for p in first))
     moved, in_blocks = sum(whole.values()) - persistent, sum(whole[p] for block in blocks for p in block)
     quantized = any(isinstance(module, FrozenLinear) for module in base.modules())
     through_blocks = (1 + _GATHERED_TWICE[quantized] * checkpointing) * in_blocks * blocks_in_backward / depth
     return Gathered(
         at_rest=persistent,
-        in_evaluation=persistent + window(0) + max(0, reused - (depth - 1 - depth // 2)) * block,
-        in_backward=persistent + (3 * window(0) if blocks_in_backward else 0),
+        in_evaluation=persistent + max(window(0, ahead), (reused - (depth - 1 - depth // 2)) * block),
+        in_backward=persistent + (2 * window(0, one) + window(0, ahead) if blocks_in_backward else 0),
         most=most,
-        forward_most=most + reused * block,
+        forward_most=max(most, persistent + twice + reused * block),
         embeddings=persistent + embeddings,
         forward=moved if ranks > 1 else 0,
         backward=moved - in_blocks - (0 if head else embeddings) + int(through_blocks) if ranks > 1 else 0,

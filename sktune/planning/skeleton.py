@@ -30,12 +30,7 @@ PIECES_PER_WORD = 1.5
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a recipe's modules are made from; `build` makes them, at any depth.
-
-    attention: the kernel that the plan counts for.
-    length: tokens of the longest row, where the model has as many positions.
-    assumptions: what was assumed, in sentences.
-    """
+    """What a recipe's modules are made from; `length` is that of the longest row, in tokens."""
 
     recipe: Recipe
     config: PretrainedConfig
@@ -57,15 +52,12 @@ class Skeleton:
             config.num_hidden_layers = depth
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:depth]
+        attention: dict[str, Any] = {"attn_implementation": self.attention}
+        language_model = recipe.needs_language_model
         network = build_skeleton(
-            recipe.model,
-            recipe.quantization,
-            config,
-            language_model=recipe.needs_language_model,
-            attn_implementation=self.attention,
+            recipe.model, recipe.quantization, config, language_model=language_model, **attention
         )
-        checkpointing = recipe.training.gradient_checkpointing
-        backbone = Backbone(network, attn_implementation=self.attention, gradient_checkpointing=checkpointing)
+        backbone = Backbone(network, gradient_checkpointing=recipe.training.gradient_checkpointing, **attention)
         with torch.device("meta"):
             method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))
             answer_tokens = range(self.labels) if recipe.method.answers_in_words else None
@@ -169,10 +161,7 @@ def _labels(recipe: Recipe, notes: list[str]) -> int:
 
 
 def _length(recipe: Recipe, tokenizer: Any, labels: int, notes: list[str]) -> int:
-    """Tokens of the longest row: `data.max_length`, or a template with all texts and demonstrations at their longest.
-
-    A prompt that a method puts in front of it is not counted.
-    """
+    """Tokens of the longest row, without a prompt in front; in a template, with everything in it at its longest."""
     method, text = recipe.method, recipe.data.max_length
     if not isinstance(method, TemplateConfig):
         return text
