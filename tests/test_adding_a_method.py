@@ -13,6 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from training_fixtures import ROOT, Start, deepspeed_command
 
+from sktune.registry import Registry
+
 FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
 SHORT = (
     "method={name: soft_start, length: 3}",
@@ -74,6 +76,23 @@ def test_its_mistakes_are_told_like_those_of_any_other(script: Path) -> None:
     assert "did you mean method.length?" in errors("{name: soft_start, lenght: 3}")
     assert "is a field of soft_start, not of lora" in errors("{name: lora, length: 3}")
     assert "in_context, soft_start" in errors("{name: soft}")
+
+
+def test_a_registry_takes_a_name_once_and_knows_the_nearest() -> None:
+    registry = Registry("method", "module", {"lora": "sktune.methods.lora:Lora"})
+    registry.add("ia3", "sktune.methods.ia3:IA3")
+    registry.add("ia3", "sktune.methods.ia3:IA3")  # a module that is imported twice
+    assert list(registry) == ["lora", "ia3"]
+    assert registry.config("ia3")(target_modules=("k_proj",)) == registry.read(
+        {"name": "ia3", "target_modules": ["k_proj"]}
+    )
+    for wrong, message in (
+        (lambda: registry.add("lora", "mine:Lora"), "method 'lora' is already sktune.methods.lora:Lora"),
+        (lambda: registry.add("mine", "mine.Lora"), "not of the form package:Class"),
+        (lambda: registry.config("lorra"), r"unknown method 'lorra'; allowed: lora, ia3; did you mean lora\?"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
 
 
 @pytest.mark.distributed

@@ -24,7 +24,6 @@ class LlamaAdapter(Method):
     The gates, one a head, are zero at the start: the model is the frozen one until they open.
     """
 
-
     def __init__(
         self, config: LlamaAdapterConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
