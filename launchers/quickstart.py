@@ -45,7 +45,7 @@ REAL = Trial(
     (
         "I nearly walked out twice, and I wish I had.",
         "The plot is thin, but the two leads are so charming that I did not mind.",
-        "Three hours long and not a minute too short.",
+        "One of the best films I have seen in years.",
     ),
 )
 MINIATURE = Trial(
