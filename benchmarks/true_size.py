@@ -141,7 +141,7 @@ class Place:
         rows, tokens = (options.rows, options.tokens) if self.on_gpu else (2, 16)
         more = [
             *(f"training.per_device_train_batch_size={rows}", f"data.max_length={tokens}"),
-            *("training.gradient_checkpointing=false", "distributed.deepspeed=null"),
+            "training.gradient_checkpointing=false",
         ]
         job = self.folder / "speed.json"
         numbers = {

@@ -28,6 +28,7 @@ import peft
 import torch
 import transformers
 from stock_quantization import quantization_config
+from torch.nn.functional import pad
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 from transformers import AutoModelForTokenClassification, Trainer, TrainerCallback, TrainingArguments
@@ -188,6 +189,9 @@ def stock(recipe: Recipe, method: peft.PeftConfig, batch: Batch, device: torch.d
         quantization_config=quantization_config(recipe, skip=[HEAD]),
     )
     model = peft.get_peft_model(network, method)
+    if isinstance(method, peft.PromptTuningConfig):
+        # peft puts the prompt before a token classifier's inputs, and leaves the labels as they are.
+        batch = {**batch, "labels": pad(batch["labels"], (method.num_virtual_tokens, 0), value=-100)}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -40,3 +40,25 @@ def test_the_sharding_benchmark_runs_and_its_bars_hold(tmp_path: Path) -> None:
     ours, stock = (found["cells"][f"2 ranks/4 bits/{stack}"]["off"]["live"] for stack in ("sktune", "stock"))
     for moment in ("after_load", "after_forward", "in_evaluation"):
         assert max(ours[moment]) < max(stock[moment])
+
+
+def test_the_benchmark_of_7b_recipes_runs_and_its_bars_hold(tmp_path: Path) -> None:
+    """Both shipped recipes on little models: loaded, planned, killed, resumed, predicted with, and timed."""
+    result = tmp_path / "result.json"
+    script = str(ROOT / "benchmarks" / "true_size.py")
+    command = [sys.executable, script, "--shape", "tiny", "--folder", str(tmp_path), "--output", str(result)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = json.loads(result.read_text(encoding="utf-8"))
+    assert found["environment"]["gpu"] == "not run on a GPU"
+    for recipe in ("llama7b_conll", "mistral7b_conll"):
+        parts = found["recipes"][recipe]
+        assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(
+            ("load", "memory", "train", "speed"), "finished"
+        )
+        assert sum(recipe in bar["what"] for bar in found["bars"]) == 4
+        assert parts["train"]["resumed"]["steps"] == 8
+        for contestant in parts["speed"]["contestants"].values():
+            for stack in ("sktune", "stock"):
+                assert contestant[stack]["tokens_per_second"] > 0, contestant[stack]
+    assert list(tmp_path.iterdir()) == [result]  # weights and logs are gone
