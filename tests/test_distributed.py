@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from training_fixtures import (
     BITS,
     LONG,
@@ -24,6 +24,7 @@ from training_fixtures import (
     Workshop,
     adapter,
     assert_close_run,
+    checkpoint_adapter,
     checkpoint_weights,
     deepspeed_command,
     largest_difference,
@@ -54,8 +55,7 @@ def test_batches_of_4x1_1x4_2x2_and_2x1x2_give_one_trajectory(two_ranks: Several
 @pytest.mark.parametrize("bits", BITS)
 def test_the_heads_centre_is_of_the_global_batch_however_it_is_cut(two_ranks: SeveralRanks, bits: str) -> None:
     def centre(name: str) -> torch.Tensor:
-        file = checkpoint_path(two_ranks.output(f"{name}-{bits}"), 8) / "adapter.safetensors"
-        return load_file(file)["head.centre"]
+        return checkpoint_weights(two_ranks.output(f"{name}-{bits}"), 8)["head.centre"]
 
     alone = centre("one-4x1")
     assert alone.abs().max() > 0.1
@@ -113,7 +113,7 @@ def test_zero3_without_clipping_equals_one_process(two_ranks: SeveralRanks) -> N
 def test_the_runs_that_are_compared_learn_something(two_ranks: SeveralRanks) -> None:
     for bits in BITS:
         curve = points(two_ranks.output(f"two-zero3-{bits}"))
-        assert curve["train/loss", 8] < 0.6 * curve["train/loss", 1]
+        assert curve["train/loss", 8] < 0.6 * math.log(5)  # of five labels, each as probable
         assert curve["validation/f1", 8] > 0.2
         assert all(norm > 0 for (name, _), norm in curve.items() if name == "train/gradient_norm")
 
@@ -179,8 +179,8 @@ def test_early_stopping_is_one_decision(two_ranks: SeveralRanks) -> None:
 
 def test_the_adapter_is_the_best_checkpoint_under_zero3(two_ranks: SeveralRanks) -> None:
     output = two_ranks.output("two-early")
-    assert largest_difference(adapter(output), checkpoint_weights(output, 2)) == 0.0
-    assert largest_difference(adapter(output), checkpoint_weights(output, 6)) > 1e-3
+    assert largest_difference(adapter(output), checkpoint_adapter(output, 2)) == 0.0
+    assert largest_difference(adapter(output), checkpoint_adapter(output, 6)) > 1e-3
 
 
 def test_a_loss_that_is_no_number_stops_both_ranks_before_the_update(two_ranks: SeveralRanks) -> None:

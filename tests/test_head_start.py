@@ -20,6 +20,7 @@ from training_fixtures import (
     Workshop,
     adapter,
     assert_close_run,
+    checkpoint_weights,
     cut_back,
     points,
     summary_of,
@@ -43,12 +44,8 @@ STILL: Sections = {"training": {"learning_rate": 1e-30, "head_learning_rate": 1e
 ONE_STEP: Sections = {"training": {"warmup_steps": 0, "eval_steps": 1, "max_steps": 1}}
 
 
-def raw_checkpoint(output: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_path(output, step) / "adapter.safetensors")
-
-
 def centre_of(output: Path, step: int) -> torch.Tensor:
-    return raw_checkpoint(output, step)["head.centre"]
+    return checkpoint_weights(output, step)["head.centre"]
 
 
 def training_labels(data: Path, task: str) -> list[Any]:
@@ -236,7 +233,7 @@ def test_a_saved_adapter_answers_as_the_checkpoint_it_was_made_of(workshop: Work
     workshop.train("run", TASKS[task])
     output = workshop.output("run")
     step = summary_of(output)["best_step"]
-    kept, saved = raw_checkpoint(output, step), read_adapter(output / "adapter")[0]
+    kept, saved = checkpoint_weights(output, step), read_adapter(output / "adapter")[0]
     assert set(kept) == set(saved) | {"head.centre"}
     assembly = assemble(load_recipe(output / "recipe.yaml"), ONE_RANK)
     assert set(saved) == set(assembly.model.trainable_parameters())  # the format of adapters knows no centre

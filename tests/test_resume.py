@@ -29,7 +29,7 @@ from training_fixtures import (
     adapter,
     assert_close_run,
     assert_same_run,
-    checkpoint_weights,
+    checkpoint_adapter,
     cut_back,
     deepspeed_command,
     largest_difference,
@@ -290,7 +290,7 @@ def test_a_damaged_newest_checkpoint_is_named(workshop: Workshop, file: str, dam
 
 def test_a_checkpoint_holds_no_backbone(workshop: Workshop) -> None:
     summary = workshop.train("run")
-    weights = checkpoint_weights(workshop.output("run"), 8)
+    weights = checkpoint_adapter(workshop.output("run"), 8)
     assert not any(name.startswith("backbone") for name in weights)
     assert sum(tensor.numel() for tensor in weights.values()) == summary["trainable_parameters"]
     folder = checkpoint_path(workshop.output("run"), 8)

@@ -20,6 +20,7 @@ from training_fixtures import (
     Sections,
     Workshop,
     adapter,
+    checkpoint_adapter,
     checkpoint_weights,
     largest_difference,
     points,
@@ -162,9 +163,7 @@ def test_adapter_and_head_have_rates_of_their_own(workshop: Workshop) -> None:
         twice = {"max_steps": 2, "save_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant"}
         memory = {"adam_beta1": 0.0, "adam_beta2": 0.0, "max_grad_norm": None}
         workshop.train(name, {"training": {**twice, **memory, **rates}})
-        before, after = (
-            load_file(checkpoint_path(workshop.output(name), step) / "adapter.safetensors") for step in (1, 2)
-        )
+        before, after = (checkpoint_weights(workshop.output(name), step) for step in (1, 2))
         change = {key: float((after[key] - before[key]).abs().max()) for key in before}
         return (
             max(value for key, value in change.items() if not key.startswith("head.")),
@@ -249,8 +248,8 @@ def test_early_stopping_leaves_the_best_weights(workshop: Workshop) -> None:
     summary = workshop.train("run", EARLY)
     output = workshop.output("run")
     assert (summary["steps"], summary["best_step"]) == (6, 2)
-    assert largest_difference(adapter(output), checkpoint_weights(output, 2)) == 0.0
-    assert largest_difference(adapter(output), checkpoint_weights(output, 6)) > 1e-3
+    assert largest_difference(adapter(output), checkpoint_adapter(output, 2)) == 0.0
+    assert largest_difference(adapter(output), checkpoint_adapter(output, 6)) > 1e-3
     assert summary["validation/f1"] == points(output)["validation/f1", 2]
 
 
@@ -267,7 +266,7 @@ def test_without_validation_the_last_weights_are_kept(workshop: Workshop) -> Non
     summary = workshop.train("run", {"data": {"validation": None}, "training": {"eval_steps": ...}})
     output = workshop.output("run")
     assert summary["best_step"] is None
-    assert largest_difference(adapter(output), checkpoint_weights(output, 8)) == 0.0
+    assert largest_difference(adapter(output), checkpoint_adapter(output, 8)) == 0.0
     assert "test/f1" in summary
 
 

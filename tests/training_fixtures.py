@@ -220,8 +220,13 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
 
 
 def checkpoint_weights(output: Path, step: int) -> dict[str, torch.Tensor]:
-    """Of a checkpoint, as they would be saved in an adapter."""
-    return fold_centre(load_file(checkpoint_path(output, step) / "adapter.safetensors"))
+    """What trains, and the head's centre."""
+    return load_file(checkpoint_path(output, step) / "adapter.safetensors")
+
+
+def checkpoint_adapter(output: Path, step: int) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights as they would be saved in an adapter."""
+    return fold_centre(checkpoint_weights(output, step))
 
 
 def summary_of(output: Path) -> dict[str, Any]:
