@@ -143,7 +143,7 @@ def ours(recipe: Recipe, batch: Batch, device: torch.device) -> dict[str, Any]:
         engine.step()
 
     trainable, _ = assembly.model.parameter_counts()
-    more = {"trainable_parameters": trainable, "positions": assembly.model.method.prompt_length()}
+    more = {"trainable_parameters": trainable, "positions": assembly.model.method.positions}
     return observe(step, batch["input_ids"].numel(), device) | more
 
 

@@ -26,7 +26,7 @@ SHORT = (
     "data.max_test_samples=16",
     "tracking.enabled=false",
 )
-QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+QUICKSTART = str(ROOT / "recipes" / "quickstart_miniature.yaml")
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_the_centre_is_the_mean_pooled_vector_of_the_rows_that_count(pooling: st
     with torch.no_grad():
         for row in (0, 1, 3):
             alone = ids[row][mask[row].bool()][None]
-            hidden = tuned.eval().method(backbone, backbone.embed(alone), torch.ones_like(alone))[0]
+            hidden = backbone.read(backbone.embed(alone), torch.ones_like(alone), tuned.eval().method(backbone))[0]
             vectors.append({"last": hidden[-1], "first": hidden[0], "mean": hidden.mean(0)}[pooling])
     torch.testing.assert_close(tuned.head.centre, torch.stack(vectors).mean(0), atol=1e-5, rtol=0)
     assert not tuned.head.classifier.weight.any()
@@ -144,7 +144,7 @@ def test_the_centre_of_tokens_is_the_mean_of_the_positions_that_count(side: str)
     tuned.start_head({"input_ids": ids, "attention_mask": mask, "labels": labels})
     straight, straight_mask = batch()
     with torch.no_grad():
-        hidden = tuned.method(backbone, backbone.embed(straight), straight_mask)
+        hidden = backbone.read(backbone.embed(straight), straight_mask, tuned.method(backbone))
     counted = real_rows(labels, mask) != -100
     expected = real_rows(hidden, straight_mask)[counted].mean(0)
     torch.testing.assert_close(tuned.head.centre, expected, atol=1e-5, rtol=0)

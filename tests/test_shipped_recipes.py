@@ -103,9 +103,10 @@ def test_scores_in_headers_are_those_of_the_committed_benchmark(monkeypatch: pyt
     shipped_recipes = importlib.import_module("shipped_recipes")
     result = json.loads((ROOT / "benchmarks" / "results" / "shipped_recipes.json").read_text(encoding="utf-8"))
     real = [path for path in RECIPES if path.stem.startswith("smollm2_")]
-    assert {path.stem for path in real} == set(result["recipes"])
+    assert {path.stem for path in real} >= set(result["recipes"]) != set()
     for path in real:
-        assert header(path)["Score"] == shipped_recipes.score_line(result["recipes"][path.stem])
+        found = result["recipes"].get(path.stem)
+        assert header(path).get("Score") == (None if found is None else shipped_recipes.score_line(found))
 
 
 def test_the_recipes_cover_methods_widths_and_tasks() -> None:

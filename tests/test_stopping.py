@@ -127,11 +127,14 @@ def test_stopped_before_the_first_step(
     assert main(["train", str(recipe), "--resume"]) == 0
 
 
-def test_signals_are_the_callers_own_again_afterwards(workshop: Workshop, signal_at: At) -> None:
+def test_a_stopped_command_leaves_nothing_behind_in_its_process(workshop: Workshop, signal_at: At) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     signal_at("trainable params", signal.SIGTERM)
     assert main(["train", str(workshop.write("run"))]) == 143
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    # By the function, which listens to no signal.
+    summary = workshop.train("after", LONG, {"training": {"max_steps": 2, "eval_steps": 2}})
+    assert summary["steps"] == 2
 
 
 def test_a_stopped_comparison_goes_on_in_the_middle_of_its_cell(

@@ -87,6 +87,7 @@ def listening() -> Iterator[None]:
         _request.watching = False
         for number, handler in before.items():
             signal.signal(number, handler)
+        _request = _Request()  # what this command was told is no business of the next one in this process
 
 
 def requested() -> int:
