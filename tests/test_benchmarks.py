@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_the_sharding_benchmark_runs_and_its_bars_hold(tmp_path: Path) -> None:
         assert max(ours[moment]) < max(stock[moment])
 
 
+@pytest.mark.skipif("SKTUNE_LONG_TESTS" not in os.environ, reason="takes many minutes: set SKTUNE_LONG_TESTS=1")
 def test_the_benchmark_of_7b_recipes_runs_and_its_bars_hold(tmp_path: Path) -> None:
     """Both shipped recipes on little models: loaded, planned, killed, resumed, predicted with, and timed."""
     result = tmp_path / "result.json"
