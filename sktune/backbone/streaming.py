@@ -6,13 +6,13 @@ others the packed tensor, and each keeps its share.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sktune.allocator import give_back_freed_memory
 from sktune.backbone.placement import Placement
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
@@ -51,7 +51,7 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
         if reader is not None:
             reader.advance = advance
         _fill(network, reader, placement)
-    _give_back_freed_memory()
+    give_back_freed_memory()
 
 
 def _fill(network: PreTrainedModel, reader: _Reader | None, placement: Placement) -> None:
@@ -74,13 +74,6 @@ def _fill(network: PreTrainedModel, reader: _Reader | None, placement: Placement
             else:
                 value = reader.read(f"{module_name}.{name}".lstrip("."), buffer.dtype, buffer) if reader else buffer
                 setattr(module, name, placement.buffer(value.to(placement.device)))
-
-
-def _give_back_freed_memory() -> None:
-    # Blocks of many sizes were freed between those that stay; glibc keeps their pages unless it is told not to.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _or_empty(value: torch.Tensor | None, like: torch.Tensor, device: torch.device) -> torch.Tensor:

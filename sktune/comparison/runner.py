@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import logging
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sktune.allocator import give_back_freed_memory
 from sktune.comparison.cells import Cell
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.parent import cell_tags, end_abandoned_run, log_report, start_parent
@@ -196,7 +196,4 @@ def _give_back_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # another C library
-        return
+    give_back_freed_memory()

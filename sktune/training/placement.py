@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sktune.allocator import give_back_large_blocks_at_once
 from sktune.backbone.placement import OneProcess, Placement
 from sktune.training.ranks import Ranks
 
@@ -45,6 +46,7 @@ class Partitioned(Replicated):
         zero = {key: value for key, value in config["zero_optimization"].items() if value != "auto"}
         self.config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
         self._first: Any = None
+        give_back_large_blocks_at_once()
 
     def parameter(self, value: torch.Tensor) -> nn.Parameter:
         import deepspeed
