@@ -7,9 +7,7 @@ Rank 0 writes what was measured beside the job, as `job.result.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import tempfile
 from pathlib import Path
@@ -20,10 +18,9 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sharding_meter import Collectives, Meter, Reading
+from sharding_meter import Meter, Reading, begin_cell
 from sharding_model import LABELS, batch, write_recipe
 from sharding_stock import assemble_around, load_reference, load_stock
 
@@ -32,7 +29,7 @@ from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import Progress, save_checkpoint
 from sktune.training.engine import Engine
 from sktune.training.meters import frozen_bytes
-from sktune.training.ranks import Ranks, leave_ranks, start_ranks
+from sktune.training.ranks import Ranks, leave_ranks
 from sktune.training.run import build_engine
 
 STEPS_BEFORE = 3
@@ -232,15 +229,7 @@ def _write_codes(cell: Cell, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", type=Path)
-    parser.add_argument("--local_rank", help="deepspeed passes it")
-    path: Path = parser.parse_args().job
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    meter = Meter(Collectives())
-    ranks = start_ranks(1800)
+    path, meter, ranks = begin_cell(__doc__)
     jobs = json.loads(path.read_text(encoding="utf-8"))
     results = {
         name: measure(job, ranks, meter) if job["kind"] == "measure" else train(job, ranks)

@@ -11,7 +11,9 @@ Python's objects and code are outside.
 
 from __future__ import annotations
 
+import argparse
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,9 +22,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from sktune.training.ranks import Ranks, start_ranks
 
 MARK = "moment "
 
@@ -223,6 +228,18 @@ def check() -> dict[str, dict[str, int]]:
         }
         for reading, wanted, peak in zip(meter.stop(), expected, peaks, strict=True)
     }
+
+
+def begin_cell(description: str | None) -> tuple[Path, Meter, Ranks]:
+    """What every measured process does first: (its job file, a meter, its place among the ranks)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--local_rank", help="deepspeed passes it")
+    path: Path = parser.parse_args().job
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return path, Meter(Collectives()), start_ranks(3600)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ beside the job, as `job.result.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -19,14 +18,13 @@ from typing import Any
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
-import transformers
-from sharding_meter import Collectives, Meter
+from sharding_meter import Meter, begin_cell
 
 from sktune.recipe import load_recipe
 from sktune.training.assembly import assemble
 from sktune.training.evaluation import labels_that_count, model_inputs
 from sktune.training.meters import frozen_bytes
-from sktune.training.ranks import Ranks, leave_ranks, start_ranks
+from sktune.training.ranks import Ranks, leave_ranks
 from sktune.training.run import build_engine
 
 STEPS = 4
@@ -75,15 +73,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", type=Path)
-    parser.add_argument("--local_rank", help="deepspeed passes it")
-    path: Path = parser.parse_args().job
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    meter = Meter(Collectives())
-    ranks = start_ranks(3600)
+    path, meter, ranks = begin_cell(__doc__)
     if ranks.is_main:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     result = measure(json.loads(path.read_text(encoding="utf-8")), ranks, meter)

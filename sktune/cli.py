@@ -25,17 +25,17 @@ from sktune.process import guarded, join_ranks, leave, prepare_process
 from sktune.training.stopping import advising
 
 _TRAIN_EXAMPLES = """examples:
-  sktune train recipes/quickstart.yaml training.max_steps=20
+  sktune train recipes/smollm2_film_reviews.yaml training.max_steps=20
   deepspeed --num_gpus 2 launchers/train.py --recipe recipes/llama7b_conll.yaml
   deepspeed --num_gpus 2 launchers/train.py --recipe recipes/llama7b_conll.yaml --resume
 """
 _EVALUATE_EXAMPLES = """examples:
-  sktune evaluate runs/quickstart
-  sktune evaluate runs/quickstart --split validation training.per_device_eval_batch_size=64
+  sktune evaluate runs/smollm2_film_reviews
+  sktune evaluate runs/smollm2_film_reviews --split validation training.per_device_eval_batch_size=64
   deepspeed --num_gpus 2 launchers/evaluate.py runs/llama7b_conll
 """
 _PREDICT_EXAMPLES = """examples:
-  sktune predict runs/quickstart --text "According to Trolka , the singer and the comet are called Penic and Grosev ."
+  sktune predict runs/smollm2_film_reviews --text "One of the best films I have seen in years."
   sktune predict runs/sentiment --file sentences.txt
 """
 _PLAN_EXAMPLES = """examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -68,23 +69,15 @@ def encode_split(
             examples, template, task, data, tokenizer, labels,
             add_special_tokens=add_special_tokens, split=split, score_candidates=score_candidates,
         )  # fmt: skip
-    cut = 0
-    if two_segments:
-        texts = [example.text for example in examples]
-        pairs: list[str] | None = [example.text_pair or "" for example in examples]
-    else:
-        texts, cut = template.fit(examples, tokenizer, data.max_length, add_special_tokens)
-        pairs = None
     return _encode_texts(
-        examples, texts, pairs, data, tokenizer, labels,
-        add_special_tokens=add_special_tokens, split=split, is_encoder=is_encoder, already_cut=cut,
+        examples, None if two_segments else template, data, tokenizer, labels,
+        add_special_tokens=add_special_tokens, split=split, is_encoder=is_encoder,
     )  # fmt: skip
 
 
 def _encode_texts(
     examples: Sequence[Example],
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
+    template: PromptTemplate | None,
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str] | None,
@@ -92,17 +85,25 @@ def _encode_texts(
     add_special_tokens: bool,
     split: str,
     is_encoder: bool,
-    already_cut: int,
 ) -> EncodedSplit:
+    """Rows of texts; of pairs as two segments where there is no template."""
     label_ids = None if labels is None else {label: i for i, label in enumerate(labels)}
-    tokenized = tokenize(
-        tokenizer, texts, pairs,
-        max_length=data.max_length, add_special_tokens=add_special_tokens, token_type_ids=is_encoder,
-    )  # fmt: skip
+    if template is None:
+        texts = [example.text for example in examples]
+        pairs: list[str] | None = [example.text_pair or "" for example in examples]
+    else:
+        texts, pairs = [template.fill(example) for example in examples], None
+    options: dict[str, Any] = {
+        "max_length": data.max_length, "add_special_tokens": add_special_tokens, "token_type_ids": is_encoder,
+    }  # fmt: skip
+    tokenized = tokenize(tokenizer, texts, pairs, **options)
     rows: list[Row] = []
-    truncated = already_cut
+    truncated = 0
     for index, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
         truncated += tokens.truncated
+        if tokens.truncated and template is not None and template.has_tail:
+            shorter = template.shorten(example, tokenizer, data.max_length, add_special_tokens)
+            (tokens,) = tokenize(tokenizer, [shorter], None, **options)
         gold = example.reference
         assert not isinstance(gold, tuple)
         rows.append(
@@ -123,6 +124,6 @@ def _text_report(split: str, truncated: int, examples: Sequence[Example], max_le
     report = []
     if truncated:
         report.append(f"{split}: {truncated} of {len(examples)} inputs truncated to {max_length} tokens")
-    if empty := sum(not (example.text + (example.text_pair or "")).strip() for example in examples):
+    if empty := sum(example.is_empty for example in examples):
         report.append(f"{split}: {empty} of {len(examples)} texts are empty")
     return report

@@ -91,7 +91,7 @@ def encode_causal(
         if numbers:
             cut = f"{len(numbers)} of {len(examples)} {what} truncated"
             report.append(f"{split}: {cut} to {data.max_length} tokens")
-    if empty := sum(not (example.text + (example.text_pair or "")).strip() for example in examples):
+    if empty := sum(example.is_empty for example in examples):
         report.append(f"{split}: {empty} of {len(examples)} texts are empty")
     return EncodedSplit(rows, report)
 

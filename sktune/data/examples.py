@@ -22,6 +22,11 @@ class Example:
     words: tuple[str, ...] = ()
     reference: str | float | tuple[str, ...] = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether its text, or of a pair both, say nothing."""
+        return not (self.text + (self.text_pair or "")).strip()
+
 
 @dataclass(frozen=True)
 class RawSplits:

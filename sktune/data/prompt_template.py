@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,24 +76,6 @@ class PromptTemplate:
             (shorter,) = cut_texts(tokenizer, [example], room)
             filled = self.fill(shorter)
         return filled
-
-    def fit(
-        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, keep: int, special: bool
-    ) -> tuple[list[str], int]:
-        """(the filled texts, how many were cut so that what follows them stays).
-
-        A template that ends with a text is left to the tokenizer's own cut.
-        """
-        filled = [self.fill(example) for example in examples]
-        if not self.has_tail:
-            return filled, 0
-        cut = 0
-        for number, text in enumerate(filled):
-            # A token has at least one byte.
-            if len(text.encode()) + 8 > keep and _length(tokenizer, text, special) > keep:
-                filled[number] = self.shorten(examples[number], tokenizer, keep, special)
-                cut += 1
-        return filled, cut
 
 
 def _length(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> int:

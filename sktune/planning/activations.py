@@ -67,9 +67,7 @@ def count_activations(skeleton: Skeleton, engine: Engine, *, only_forward: bool 
     return {name: few[name] + (more[name] - few[name]) * (depth - shallow) // 2 for name in few}
 
 
-def dry_run(
-    model: TunedModel, recipe: Recipe, length: int, engine: Engine, only_forward: bool = False
-) -> Numbers:
+def dry_run(model: TunedModel, recipe: Recipe, length: int, engine: Engine, only_forward: bool = False) -> Numbers:
     """As `observe`, for a model on the meta device, whose parameters become tensors without contents."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model, engine.sharded)

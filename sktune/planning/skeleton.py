@@ -54,9 +54,7 @@ class Skeleton:
                 config.layer_types = config.layer_types[:depth]
         attention: dict[str, Any] = {"attn_implementation": self.attention}
         language_model = recipe.needs_language_model
-        network = build_skeleton(
-            recipe.model, recipe.quantization, config, language_model=language_model, **attention
-        )
+        network = build_skeleton(recipe.model, recipe.quantization, config, language_model=language_model, **attention)
         backbone = Backbone(network, gradient_checkpointing=recipe.training.gradient_checkpointing, **attention)
         with torch.device("meta"):
             method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))
