@@ -40,8 +40,8 @@ from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.model.tuned_model import TunedModel, build_head
 from sktune.sections import ModelSection, TaskSection
-from sktune.tasks import TunedModel, build_head
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "dual_pass.json"

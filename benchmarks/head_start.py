@@ -32,10 +32,10 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from sktune.distributed.ranks import Ranks
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import load_recipe_document
-from sktune.tasks import TunedModel
 from sktune.tasks.heads import TrainedHead
-from sktune.training.ranks import Ranks
 from sktune.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]

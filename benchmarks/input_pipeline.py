@@ -23,12 +23,12 @@ import torch
 from real_data import DATASETS, recipe
 
 from sktune.data import GlobalBatches
+from sktune.distributed.optimizer import build_optimizer
+from sktune.distributed.ranks import Ranks
 from sktune.embedded import check_fetched
-from sktune.optimization.optimizer import build_optimizer
 from sktune.recipe import Recipe, parse_recipe
 from sktune.training.assembly import Assembly, assemble
 from sktune.training.evaluation import model_inputs
-from sktune.training.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "input_pipeline.json"

@@ -24,12 +24,12 @@ from sharding_meter import Meter, Reading, begin_cell
 from sharding_model import LABELS, batch, write_recipe
 from sharding_stock import assemble_around, load_reference, load_stock
 
+from sktune.distributed.engine import Engine
+from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
 from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import Progress, save_checkpoint
-from sktune.training.engine import Engine
 from sktune.training.meters import frozen_bytes
-from sktune.training.ranks import Ranks, leave_ranks
 from sktune.training.run import build_engine
 
 STEPS_BEFORE = 3

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sktune.training.ranks import Ranks, start_ranks
+from sktune.distributed.ranks import Ranks, start_ranks
 
 MARK = "moment "
 

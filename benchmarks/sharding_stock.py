@@ -14,11 +14,11 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from sktune.backbone import Backbone, load_tokenizer
 from sktune.data import Collator
+from sktune.distributed.ranks import Ranks
 from sktune.methods.method import build_method
+from sktune.model.tuned_model import TunedModel, build_head
 from sktune.recipe import Recipe
-from sktune.tasks import TunedModel, build_head
 from sktune.training.assembly import Assembly
-from sktune.training.ranks import Ranks
 from sktune.training.sharding import decide_sharding
 
 

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 from sharding_meter import Meter, begin_cell
 
+from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
 from sktune.training.assembly import assemble
 from sktune.training.evaluation import labels_that_count, model_inputs
 from sktune.training.meters import frozen_bytes
-from sktune.training.ranks import Ranks, leave_ranks
 from sktune.training.run import build_engine
 
 STEPS = 4

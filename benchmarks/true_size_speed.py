@@ -34,9 +34,9 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForTokenClassification, Trainer, TrainerCallback, TrainingArguments
 from true_size_model import TAGS
 
+from sktune.distributed.ranks import Ranks
 from sktune.recipe import Recipe, load_recipe
 from sktune.training.assembly import assemble
-from sktune.training.ranks import Ranks
 from sktune.training.run import build_engine
 
 WARMUP, TIMED, PROFILED = 3, 10, 2

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sktune.api import attach, load_adapter, save_adapter
     from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
     from sktune.methods.full.config import FullFineTuningConfig
     from sktune.methods.head_only.config import HeadOnlyConfig
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from sktune.methods.sk_prefix.config import SKPrefixConfig
     from sktune.methods.sk_prompt.config import SKPromptConfig
     from sktune.methods.top_layers.config import TopLayersConfig
+    from sktune.model.attach import attach, load_adapter, save_adapter
 
 __all__ = [
     "BottleneckAdapterConfig",
@@ -51,6 +51,6 @@ def __getattr__(name: str) -> Any:
         from sktune.methods import METHODS
 
         return METHODS.config_called(name)
-    from sktune import api
+    from sktune.model import attach as module
 
-    return getattr(api, name)
+    return getattr(module, name)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from sktune.data import Example, Row
+from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, EVALUATION_FOLDER, RECIPE_FILE, write_whole
+from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
 from sktune.recipe import LoadedRecipe, load_recipe_document
-from sktune.tasks import put_weights
 from sktune.tasks.predictions import answers_of
 from sktune.training.assembly import Assembly, assemble, read_adapter
 from sktune.training.evaluation import evaluate, model_inputs
 from sktune.training.output import kept_folder
-from sktune.training.ranks import Ranks
 from sktune.training.reporting import write_predictions
 from sktune.training.run import build_engine
 

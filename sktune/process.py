@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
-    from sktune.training.ranks import Ranks
+    from sktune.distributed.ranks import Ranks
 
 logger = logging.getLogger("sktune")
 
@@ -125,13 +125,13 @@ def _is_torchruns_own(said: list[str]) -> bool:
 def join_ranks(timeout_seconds: int) -> Ranks:
     """Prepares the process and joins the others of its launch, if any; see `start_ranks`."""
     logger.info(prepare_process())
-    from sktune.training.ranks import start_ranks
+    from sktune.distributed.ranks import start_ranks
 
     return start_ranks(timeout_seconds)
 
 
 def leave() -> None:
     """Leaves them, when all that is done together is done."""
-    from sktune.training.ranks import leave_ranks
+    from sktune.distributed.ranks import leave_ranks
 
     leave_ranks()

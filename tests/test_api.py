@@ -18,7 +18,7 @@ from transformers import (
 
 import sktune
 from sktune.embedded import resolve
-from sktune.tasks import TunedModel
+from sktune.model.tuned_model import TunedModel
 
 MODEL = resolve("embedded:llama")
 TEXT = "is the sentence positive or negative ?"

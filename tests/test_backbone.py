@@ -37,8 +37,8 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.model.tuned_model import build_head
 from sktune.sections import ModelSection, TaskSection
-from sktune.tasks import build_head
 
 METHODS = ("sk_prefix", "sk_prompt")
 SHAPE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from tiny_models import tiny_backbone
 
 from sktune.backbone import Backbone
-from sktune.optimization.deepspeed_config import read_deepspeed_config, shipped_config_path, size_deepspeed_config
+from sktune.distributed.deepspeed_config import read_deepspeed_config, shipped_config_path, size_deepspeed_config
 from sktune.recipe import DEEPSPEED_PRESETS
 from sktune.sections import TrainingSection
 

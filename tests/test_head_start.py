@@ -31,9 +31,9 @@ from sktune.data import Collator
 from sktune.inference import evaluate_run, predict
 from sktune.methods.full.config import FullFineTuningConfig
 from sktune.methods.method import build_method
+from sktune.model.tuned_model import TunedModel, build_head, put_weights
 from sktune.recipe import load_recipe
 from sktune.sections import TaskSection
-from sktune.tasks import TunedModel, build_head, put_weights
 from sktune.training.assembly import assemble, read_adapter
 from sktune.training.checkpoint import checkpoint_path
 

@@ -32,8 +32,8 @@ from sktune.methods.p_tuning.config import PTuningConfig
 from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
 from sktune.methods.top_layers.config import TopLayersConfig
+from sktune.model.tuned_model import TunedModel, build_head
 from sktune.sections import ModelSection, QuantizationSection, TaskSection
-from sktune.tasks import TunedModel, build_head
 
 LABELS = ("w1", "w2 w3")
 FAMILIES = ("llama", "mistral", "gpt2", "bert", "bloom", "falcon", "gpt_neox", "phi", "opt", "roberta", "qwen2")

@@ -20,9 +20,11 @@ from training_fixtures import UNFROZEN, WITH_TEMPLATE
 from sktune.backbone import load_backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
+from sktune.distributed.optimizer import build_optimizer
+from sktune.distributed.plain_engine import PlainEngine
+from sktune.distributed.ranks import Ranks
 from sktune.methods import METHODS
 from sktune.methods.sk_prefix.config import SKPrefixConfig
-from sktune.optimization.optimizer import build_optimizer
 from sktune.planning import MOMENTS, Plan, activations, changes, choose_sharding, plan
 from sktune.planning.activations import Numbers, count_activations, dry_run, observe
 from sktune.planning.changes import advise, parse_axes
@@ -31,8 +33,6 @@ from sktune.planning.gathered import Gathered, gathered_bytes
 from sktune.planning.skeleton import find_skeleton
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe, load_recipe
-from sktune.training.plain_engine import PlainEngine
-from sktune.training.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

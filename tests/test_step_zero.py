@@ -31,7 +31,7 @@ from tiny_models import (
 )
 from torch.nn import functional as F
 
-from sktune.tasks.padding import RightAligned
+from sktune.model.padding import RightAligned
 
 METHODS = ("sk_prefix", "sk_prompt")
 TOLERANCE = 1e-5

@@ -29,12 +29,12 @@ from training_fixtures import (
     tracked,
 )
 
+from sktune.distributed.optimizer import build_optimizer, rate_factor, warmup_steps
+from sktune.distributed.plain_engine import PlainEngine
 from sktune.inference import evaluate_run
-from sktune.optimization.optimizer import build_optimizer, rate_factor, warmup_steps
 from sktune.recipe import load_recipe
 from sktune.sections import TrainingSection
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
-from sktune.training.plain_engine import PlainEngine
 
 STILL: Sections = {"training": {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0}}
 STILL_LM: Sections = {"training": {"learning_rate": 1e-30}}

@@ -33,10 +33,9 @@ from sktune.backbone import Backbone
 from sktune.methods.head_only.config import HeadOnlyConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.model.tuned_model import TunedModel, TunedOutput, build_head
 from sktune.sections import TaskSection
-from sktune.tasks import TunedModel, build_head
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
-from sktune.tasks.tuned_model import TunedOutput
 
 METHODS = ("sk_prefix", "sk_prompt")
 

@@ -15,8 +15,8 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
+from sktune.model.tuned_model import TunedModel, build_head
 from sktune.sections import TaskSection
-from sktune.tasks import TunedModel, build_head
 
 TEXT = "find the names of people and places"
 OPENING, PAD, CLOSING, UNKNOWN = 0, 1, 2, 3  # RoBERTa's order: position 1 belongs to padding

@@ -15,11 +15,11 @@ from unittest import mock
 import torch
 from training_fixtures import cut_back
 
+from sktune.distributed.deepspeed_engine import DeepSpeedEngine
+from sktune.distributed.ranks import Ranks, leave_ranks, start_ranks
 from sktune.inference import evaluate_run
 from sktune.process import prepare_process
 from sktune.recipe import load_recipe_document
-from sktune.training.deepspeed_engine import DeepSpeedEngine
-from sktune.training.ranks import Ranks, leave_ranks, start_ranks
 from sktune.training.run import train
 
 

@@ -28,10 +28,10 @@ import yaml
 from safetensors.torch import load_file
 from tiny_models import TEXT, tiny_network, tiny_tokenizer
 
+from sktune.distributed.ranks import Ranks
+from sktune.model.tuned_model import fold_centre
 from sktune.recipe import load_recipe_document
-from sktune.tasks import fold_centre
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
-from sktune.training.ranks import Ranks
 from sktune.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""Where a loaded tensor goes: whole to one device, or (see `sktune.training.placement`) shared out among ranks."""
+"""Where a loaded tensor goes: whole to one device, or (see `sktune.distributed.placement`) shared out among ranks."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sktune.comparison.cells import Cell
 from sktune.comparison.report import Report
 from sktune.comparison.state import ComparisonState
+from sktune.distributed.ranks import Ranks
 from sktune.files import CELLS_FOLDER, REPORT_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.metrics import SMALLER_IS_BETTER
@@ -18,7 +19,6 @@ from sktune.tracking.record import LOCAL_PREFIX, RUNNING, Record
 from sktune.tracking.saved_view import metric_column, save_view, tag_column, view_address
 from sktune.tracking.uri import first_line, hide_password, open_client
 from sktune.training.checkpoint import latest_checkpoint
-from sktune.training.ranks import Ranks
 from sktune.training.reporting import run_tags
 
 if TYPE_CHECKING:

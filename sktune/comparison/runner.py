@@ -25,6 +25,7 @@ from sktune.comparison.results import read_results
 from sktune.comparison.state import ComparisonState, load_state
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
+from sktune.distributed.ranks import Ranks
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
@@ -37,7 +38,6 @@ from sktune.recipe import LoadedRecipe, metrics_of
 from sktune.tracking import Tracker
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
-from sktune.training.ranks import Ranks
 from sktune.training.run import train
 from sktune.training.stopping import deferred, requested
 

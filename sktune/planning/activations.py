@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear8bit
+from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.planning.skeleton import Skeleton
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe
-from sktune.tasks import TunedModel, check_positions
 
 SHALLOW = 4
 """Blocks of the smaller of the two models that are run."""

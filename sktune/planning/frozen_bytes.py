@@ -10,7 +10,7 @@ import torch
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit, FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import GROUP
 from sktune.backbone.streaming import CHUNK_ELEMENTS
-from sktune.tasks import TunedModel
+from sktune.model.tuned_model import TunedModel
 
 _QUANTIZING: dict[type[FrozenLinear], int] = {FrozenLinear4bit: 14, FrozenLinear8bit: 10}
 """Temporaries of each number of a chunk, in bytes, as measured on a CPU; a GPU's kernels need less."""

@@ -6,10 +6,10 @@ from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from sktune.backbone.quantized import FrozenLinear
-from sktune.optimization.deepspeed_config import largest_layer
+from sktune.distributed.deepspeed_config import largest_layer
+from sktune.model.tuned_model import TunedModel
 from sktune.planning.frozen_bytes import share
 from sktune.planning.trained_bytes import Engine
-from sktune.tasks import TunedModel
 
 _GATHERED_TWICE = {True: 1 / 3, False: 3 / 4}
 """Part of a recomputed block that backward gathers once more, by whether it is quantized: attention's weights, and

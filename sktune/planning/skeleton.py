@@ -18,8 +18,8 @@ from sktune.backbone.skeleton import build_skeleton, read_config
 from sktune.embedded import is_embedded, is_fetched
 from sktune.methods.method import build_method
 from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
+from sktune.model.tuned_model import TunedModel, build_head
 from sktune.recipe import Recipe
-from sktune.tasks import TunedModel, build_head
 
 CONFIGS = Path(__file__).parent / "configs"
 """Public numbers of the models that the recipes name; `names.json`: hub id -> file."""

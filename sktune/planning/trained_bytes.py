@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from sktune.optimization.deepspeed_config import read_deepspeed_config, size_deepspeed_config
-from sktune.optimization.optimizer import parameter_groups
+from sktune.distributed.deepspeed_config import read_deepspeed_config, size_deepspeed_config
+from sktune.distributed.optimizer import parameter_groups
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import DEEPSPEED_PRESETS, Recipe
-from sktune.tasks import TunedModel
 
 FP32 = 4
 """Bytes; everything that trains is fp32."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sktune.data import Row
 from sktune.sections import TaskSection
 from sktune.tasks.metrics import class_metrics, entity_metrics, perplexity, regression_metrics
-from sktune.tasks.tuned_model import TunedOutput
+
+if TYPE_CHECKING:
+    from sktune.model.tuned_model import TunedOutput
 
 Answers = dict[int, Any]
 """Row number -> the model's answer: tags, {label: probability}, a number, or (negative log-likelihood, tokens)."""

@@ -18,15 +18,15 @@ from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
+from sktune.distributed.engine import State
+from sktune.distributed.placement import placement_for
+from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
 from sktune.methods.method import build_method
 from sktune.methods.template.config import TemplateConfig
 from sktune.methods.template.encode import TemplateEncoder, template_encoder
+from sktune.model.tuned_model import TunedModel, build_head, check_positions
 from sktune.recipe import LoadedRecipe, Recipe
-from sktune.tasks import TunedModel, build_head, check_positions
-from sktune.training.engine import State
-from sktune.training.placement import placement_for
-from sktune.training.ranks import Ranks
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)

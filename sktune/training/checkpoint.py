@@ -16,8 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sktune.distributed.engine import State
 from sktune.files import ADAPTER_WEIGHTS, CHECKPOINTS_FOLDER, OPTIMIZER_WEIGHTS, PROGRESS_FILE
-from sktune.training.engine import State
 
 
 @dataclass

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from sktune.data import Row, evaluation_batches
+from sktune.distributed.engine import Engine
+from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
 from sktune.tasks.heads import IGNORED
 from sktune.tasks.predictions import Answers, Scores, answers_of, score
 from sktune.training.assembly import Assembly
-from sktune.training.engine import Engine
-from sktune.training.ranks import Ranks
 from sktune.training.stopping import agree, deferred
 
 

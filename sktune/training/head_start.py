@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from sktune.data import Row
-from sktune.tasks import TunedModel
+from sktune.distributed.engine import Engine
+from sktune.distributed.ranks import Ranks
+from sktune.model.tuned_model import TunedModel
 from sktune.tasks.heads import TrainedHead, summed_features
-from sktune.training.engine import Engine
-from sktune.training.ranks import Ranks
 
 CENTRE_BATCHES = 2
 """Global batches that are read for the centre: the first, and the one after it.

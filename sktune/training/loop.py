@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from sktune.data import GlobalBatches, Row, divide
-from sktune.optimization.optimizer import rate_factor
+from sktune.distributed.engine import Engine
+from sktune.distributed.optimizer import rate_factor
+from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
 from sktune.recipe import metrics_of
 from sktune.tasks.metrics import is_better
@@ -23,11 +25,9 @@ from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
-from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
 from sktune.training.head_start import CENTRE_BATCHES, set_centre
 from sktune.training.meters import ThroughputMeter, peak_memory
-from sktune.training.ranks import Ranks
 from sktune.training.stopping import Stopped, decide, deferred, votes
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sktune.training.ranks import Ranks
+from sktune.distributed.ranks import Ranks
 
 WARMUP_STEPS = 3
 """Steps not timed: allocator, kernel choice and ZeRO's trace settle in them."""

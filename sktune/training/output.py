@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sktune.distributed.ranks import Ranks
 from sktune.files import (
     ADAPTER_FOLDER,
     CHECKPOINTS_FOLDER,
@@ -25,7 +26,6 @@ from sktune.files import (
 from sktune.recipe import LoadedRecipe, flatten, load_recipe_document
 from sktune.training.assembly import recipe_text
 from sktune.training.checkpoint import latest_checkpoint
-from sktune.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

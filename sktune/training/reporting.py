@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.backbone.quantized import FrozenLinear
+from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
 from sktune.recipe import Recipe, metrics_of
 from sktune.tasks.predictions import Scores
@@ -15,7 +16,6 @@ from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import COMPARE_PREFIX
 from sktune.training.assembly import Assembly
-from sktune.training.ranks import Ranks
 from sktune.training.untrained import Untrained
 
 if TYPE_CHECKING:

@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from sktune.data import EncodedSplit
+from sktune.distributed.deepspeed_config import size_deepspeed_config
+from sktune.distributed.deepspeed_engine import DeepSpeedEngine
+from sktune.distributed.engine import Engine, State
+from sktune.distributed.optimizer import build_optimizer
+from sktune.distributed.plain_engine import PlainEngine
+from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, write_whole
-from sktune.optimization.deepspeed_config import size_deepspeed_config
-from sktune.optimization.optimizer import build_optimizer
+from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.recipe import LoadedRecipe
-from sktune.tasks import fold_centre, put_weights
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, start_tracking
 from sktune.training import stopping
 from sktune.training.assembly import Assembly, assemble, save_adapter
 from sktune.training.checkpoint import Progress, load_checkpoint
-from sktune.training.deepspeed_engine import DeepSpeedEngine
-from sktune.training.engine import Engine, State
 from sktune.training.evaluation import evaluate
 from sktune.training.head_start import set_prior
 from sktune.training.loop import Loop, plan_steps
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
-from sktune.training.plain_engine import PlainEngine
-from sktune.training.ranks import Ranks
 from sktune.training.reporting import decisions, log_results, run_name, run_tags
 from sktune.training.untrained import Untrained
 

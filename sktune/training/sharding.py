@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import torch
 
-from sktune.optimization.deepspeed_config import read_deepspeed_config
+from sktune.distributed.deepspeed_config import read_deepspeed_config
+from sktune.distributed.ranks import Ranks
 from sktune.recipe import DEEPSPEED_PRESETS, Recipe
-from sktune.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sktune.training.ranks import Ranks
+    from sktune.distributed.ranks import Ranks
 
 AGAIN_SECONDS = 1.0
 """A SIGINT that comes sooner after the first one is the same key press, passed on by a wrapper."""

@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 
 from sktune.data import Row
+from sktune.distributed.engine import Engine
+from sktune.distributed.ranks import Ranks
 from sktune.recipe import metrics_of
 from sktune.tracking import Tracker
 from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress
-from sktune.training.engine import Engine
 from sktune.training.evaluation import evaluate
 from sktune.training.meters import ThroughputMeter
-from sktune.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from sktune.backbone.architecture import slides_a_window
 from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
+from sktune.model.tuned_model import TunedModel, build_head, fold_centre, put_weights
 from sktune.sections import TaskSection
-from sktune.tasks import TunedModel, build_head, fold_centre, put_weights
 
 
 def attach(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sktune.tasks import TunedOutput
+from sktune.model.tuned_model import TunedOutput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

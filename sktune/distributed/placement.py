@@ -10,7 +10,7 @@ from torch import nn
 
 from sktune.allocator import give_back_large_blocks_at_once
 from sktune.backbone.placement import OneProcess, Placement
-from sktune.training.ranks import Ranks
+from sktune.distributed.ranks import Ranks
 
 
 class Replicated:

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from sktune.tasks import TunedModel, TunedOutput
-from sktune.training.engine import MOMENTS, State, set_rate
-from sktune.training.ranks import Ranks
+from sktune.distributed.engine import MOMENTS, State, set_rate
+from sktune.distributed.ranks import Ranks
+from sktune.model.tuned_model import TunedModel, TunedOutput
 
 
 class DeepSpeedEngine:

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from sktune.backbone import Backbone, Woven
 from sktune.backbone.quantized import FrozenLinear
 from sktune.methods.method import Method
+from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
 from sktune.sections import TaskSection
 from sktune.tasks.heads import (
@@ -28,7 +29,6 @@ from sktune.tasks.heads import (
     TrainedHead,
     summed_features,
 )
-from sktune.tasks.padding import RightAligned
 
 CENTRE = "head.centre"
 """Name of the head's centre among the weights of a checkpoint; a saved adapter has it folded into the bias."""

@@ -1,0 +1,1 @@
+"""Several processes: ranks, where loaded weights go, engines, DeepSpeed's configuration."""
