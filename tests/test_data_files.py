@@ -31,7 +31,7 @@ def test_an_encoding_of_the_recipe(tmp_path: Path) -> None:
     assert texts(tmp_path, encoding="cp1252")[1] == "bad café"
     with pytest.raises(ValueError, match=r"train\.csv:3: byte 0xe9 is not UTF-8; set data\.encoding"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"data\.encoding: Python knows no 'latin-9000'"):
+    with pytest.raises(ValueError, match=r"data\.encoding: 'latin-9000' is no encoding that Python knows"):
         load(tmp_path, encoding="latin-9000")
 
 
