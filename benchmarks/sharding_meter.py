@@ -15,7 +15,7 @@ import argparse
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sktune.allocator import give_back_freed_memory
 from sktune.distributed.ranks import Ranks, start_ranks
 
 MARK = "moment "
@@ -61,15 +62,25 @@ class StorageRegistry(TorchDispatchMode):
             if issubclass(type(found), torch.Tensor) and found.device.type != "meta":
                 self.remember(found)
         total, mapped = 0, _mapped_files()
+        for storage in self._living():
+            if not any(low <= storage.data_ptr() < high for low, high in mapped):
+                total += storage.nbytes()
+        return total
+
+    def forget_the_dead(self) -> None:
+        """Drops the records of storages that are gone: small as they are, they keep the heap from being reused."""
+        for _ in self._living():
+            pass
+        give_back_freed_memory()
+
+    def _living(self) -> Iterator[torch.UntypedStorage]:
         for address, weak in list(self._weak.items()):
             storage = torch.UntypedStorage._new_with_weak_ptr(weak)
             if storage is None:
                 torch.UntypedStorage._free_weak_ref(weak)
                 del self._weak[address]
-            elif not any(low <= storage.data_ptr() < high for low, high in mapped):
-                total += storage.nbytes()
-            del storage
-        return total
+            else:
+                yield storage
 
 
 def _mapped_files() -> list[tuple[int, int]]:
@@ -175,6 +186,7 @@ class Meter:
 
     def forget_events(self) -> None:
         """Counts the events so far and drops them: those of loading billions of weights would fill the memory."""
+        self._registry.forget_the_dead()
         self._count_events()
         self._begin_events()
 
