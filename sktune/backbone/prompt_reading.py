@@ -24,9 +24,21 @@ class PromptSemantics(NamedTuple):
     kv_heads: int
 
     def prefix(self, states: torch.Tensor) -> list[tuple[nn.Module, LayerKeyValues]]:
-        """A prefix of other keys and values [2, layers, P, kv_heads * head_dim], any float dtype, for the modules."""
-        heads = states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
-        return [(m, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1])) for i, m in enumerate(self.modules)]
+        """A prefix of other keys and values, for the modules.
+
+        Args:
+            states: [2, upper layers, P, kv_heads * head_dim], any float dtype; the layers below keep the text's own.
+        """
+        below, upper = len(self.modules) - states.shape[1], self._by_heads(states)
+        own = self._by_heads(self.states[:, :below])
+        layers = [(own, i) for i in range(below)] + [(upper, i) for i in range(states.shape[1])]
+        return [
+            (module, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
+            for module, (heads, i) in zip(self.modules, layers, strict=True)
+        ]
+
+    def _by_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
 
 
 def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:

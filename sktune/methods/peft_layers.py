@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
 from sktune.backbone import Backbone
 from sktune.methods.unfrozen import train_in_fp32
+from sktune.methods.upper_layers import number_of
+
+
+def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
+    """For peft's `exclude_modules`: what matches the modules of all blocks below the upper `layers`.
+
+    Raises:
+        ValueError: for more layers than the model has.
+    """
+    depth = len(backbone.blocks)
+    below = depth - number_of(layers, depth)
+    if not below:
+        return None
+    blocks = next(name for name, module in backbone.model.named_modules() if module is backbone.blocks)
+    return rf"{re.escape(blocks)}\.({'|'.join(map(str, range(below)))})\..*"
 
 
 def inject(config: PeftConfig, backbone: Backbone, name: str) -> list[nn.Parameter]:

@@ -101,7 +101,8 @@ def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Proble
     if kind == "missing":
         cure = f"add `{key}:` below `{name}:`. {info.description or ''}"
         return Problem(dotted, "is required", allowed_in(info), cure)
-    message = entry["msg"].replace("Input should be", "must be").replace("String should", "must")
+    message = entry["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be").replace("String should", "must")
     if kind == "string_type":
         cure = "write a text; put quotes around a number, true, false or null that is meant as one."
     elif info.is_required():

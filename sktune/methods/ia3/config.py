@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import Field
 
 from sktune.errors import Problem
-from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import UpperLayersConfig
 from sktune.sections import DataSection, TaskSection
 
 
-class IA3Config(MethodConfig):
+class IA3Config(UpperLayersConfig):
     """Learned scales of keys, values and inner activations (Liu et al., arXiv 2205.05638)."""
 
     name: Literal["ia3"] = "ia3"

@@ -9,7 +9,7 @@ import peft
 from sktune.backbone import Backbone
 from sktune.methods.ia3.config import IA3Config
 from sktune.methods.method import Method, without_decay
-from sktune.methods.peft_layers import inject
+from sktune.methods.peft_layers import inject, lower_blocks
 
 
 class IA3(Method):
@@ -21,5 +21,6 @@ class IA3(Method):
             target_modules=None if config.target_modules is None else list(config.target_modules),
             feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
             fan_in_fan_out=backbone.stores_transposed,
+            exclude_modules=lower_blocks(backbone, config.layers),
         )
         without_decay(inject(layers, backbone, "ia3"))

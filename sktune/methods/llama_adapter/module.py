@@ -14,6 +14,7 @@ from sktune.backbone.attention import GatedPrompt
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
+from sktune.methods.upper_layers import number_of
 
 UNTOUCHED = 2
 """Lowest layers left alone unless the recipe says how many take part, as in the paper (30 of 32)."""
@@ -30,9 +31,7 @@ class LlamaAdapter(Method):
     ) -> None:
         super().__init__()
         depth = backbone.config.num_hidden_layers
-        count = max(1, depth - UNTOUCHED) if config.layers is None else config.layers
-        if count > depth:
-            raise ValueError(f"method.layers: {count} is more than the model's {depth}; allowed: 1 to {depth}")
+        count = max(1, depth - UNTOUCHED) if config.layers is None else number_of(config.layers, depth)
         if backbone.uses_cache_for_prefix:
             raise ValueError(_not_available(backbone))
         backbone.use_prefix_attention()

@@ -9,7 +9,7 @@ import peft
 from sktune.backbone import Backbone
 from sktune.methods.lora.config import LoraConfig
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import inject
+from sktune.methods.peft_layers import inject, lower_blocks
 
 
 class Lora(Method):
@@ -23,6 +23,7 @@ class Lora(Method):
             lora_dropout=config.dropout,
             target_modules=None if config.target_modules is None else list(config.target_modules),
             fan_in_fan_out=backbone.stores_transposed,
+            exclude_modules=lower_blocks(backbone, config.layers),
         )
         inject(layers, backbone, "lora")
         if config.dropout:

@@ -14,19 +14,23 @@ from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_valu
 from sktune.methods.method import Method
 from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
+from sktune.methods.upper_layers import number_of
 
 DEFAULT_LENGTH = 20
 
 
 class PrefixTuning(Method):
-    """P keys and values a layer, from noise or as differences from those the model makes of a text."""
+    """P keys and values a layer, from noise or as differences from those the model makes of a text.
+
+    With a text, the layers below the upper `layers` see the text's own.
+    """
 
     def __init__(
         self, config: PrefixTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
         super().__init__()
         backbone.use_prefix_attention()
-        self.layers: int = backbone.config.num_hidden_layers
+        self.layers = number_of(config.layers, backbone.config.num_hidden_layers)
         self.width = backbone.key_value_width
         self.encoder: nn.Module | None = None
         self.change: nn.Parameter | None = None
@@ -62,7 +66,7 @@ class PrefixTuning(Method):
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
         read = self._read_once
         if self.change is not None:
-            both = read.states + self.change
+            both = read.states[:, -self.layers :] + self.change
         else:
             assert self.encoder is not None
             positions = torch.arange(self.positions, device=read.states.device)
