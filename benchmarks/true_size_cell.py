@@ -22,10 +22,9 @@ from sharding_meter import Meter, begin_cell
 
 from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
-from sktune.training.assembly import assemble
-from sktune.training.evaluation import labels_that_count, model_inputs
+from sktune.training.evaluate import labels_that_count, model_inputs
 from sktune.training.meters import frozen_bytes
-from sktune.training.run import build_engine
+from sktune.training.setup import build_engine, prepare
 
 STEPS = 4
 """ZeRO-3 learns the order of the modules in the first ones, and the very first one reads the text."""
@@ -37,7 +36,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     recipe = load_recipe(job["recipe"], job["overrides"])
     meter.start()
     meter.moment("nothing")
-    assembly = assemble(recipe, ranks)
+    assembly = prepare(recipe, ranks)
     meter.moment("loaded")
     engine, _ = build_engine(assembly, ranks)
     meter.moment("after_load")

@@ -19,7 +19,7 @@ from sktune.tracking.record import LOCAL_PREFIX, RUNNING, Record
 from sktune.tracking.saved_view import metric_column, save_view, tag_column, view_address
 from sktune.tracking.uri import first_line, hide_password, open_client
 from sktune.training.checkpoint import latest_checkpoint
-from sktune.training.reporting import run_tags
+from sktune.training.tracked import run_tags
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

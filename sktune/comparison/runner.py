@@ -39,7 +39,7 @@ from sktune.tracking import Tracker
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
 from sktune.training.run import train
-from sktune.training.stopping import deferred, requested
+from sktune.training.tracked import ended
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _compare(
 ) -> Report | None:
     start = partial(start_parent, base, state, folder, ranks)
     tracker, tags = ranks.on_main(start) or start()
-    try:
+    with ended(tracker):
         failed = {cell.name for cell in state.cells if cell.status == "failed"}
         for number, cell in enumerate(sorted(cells, key=lambda cell: cell.name in failed), 1):
             finished = ranks.broadcast(state.cell(cell.name).status == "finished")
@@ -87,11 +87,6 @@ def _compare(
             tracker.finish("FINISHED")
         ranks.barrier()
         return report
-    except BaseException as error:
-        with deferred(late=False):
-            killed = bool(requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
-            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
-        raise
 
 
 def _open(

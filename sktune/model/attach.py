@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sktune import __version__
 from sktune.backbone import Backbone
 from sktune.backbone.architecture import slides_a_window
-from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
+from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
+from sktune.model.adapter import write_weights
 from sktune.model.tuned_model import TunedModel, build_head, fold_centre, put_weights
 from sktune.sections import TaskSection
 
@@ -87,10 +86,7 @@ def save_adapter(model: TunedModel, folder: str | Path) -> Path:
     """Writes the trainable parameters (safetensors) into a folder; returns it."""
     path = Path(folder)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
-    with whole(path / ADAPTER_WEIGHTS) as partial:
-        save_file(fold_centre(weights | model.constants()), partial)
-    card = {"sktune_version": __version__, "model": model.backbone.config.name_or_path}
-    write_whole(path / ADAPTER_CARD, json.dumps(card, indent=1))
+    write_weights(path, fold_centre(weights | model.constants()), {"model": model.backbone.config.name_or_path})
     return path
 
 

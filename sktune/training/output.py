@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sktune.distributed.engine import State
 from sktune.distributed.ranks import Ranks
 from sktune.files import (
     ADAPTER_FOLDER,
@@ -24,8 +25,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import LoadedRecipe, flatten, load_recipe_document
-from sktune.training.assembly import recipe_text
-from sktune.training.checkpoint import latest_checkpoint
+from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,21 @@ def kept_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 @contextmanager
-def claim_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Iterator[Path | None]:
+def claim_output(
+    loaded: LoadedRecipe, output_dir: Path, ranks: Ranks
+) -> Iterator[tuple[Path | None, State, State, Progress]]:
     """Keeps the output folder to this run and makes it ready; one rank decides for all.
 
     Yields:
-        The checkpoint to resume from, or None for a run that starts anew.
+        The checkpoint to resume from with its weights, optimizer state and progress; None and empty ones for a run that
+        starts anew.
 
     Raises:
         ValueError: where the folder holds a run that this one neither continues nor may replace, or one is going on.
     """
     with kept_folder(output_dir, ranks):
-        yield ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
+        checkpoint = ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
+        yield (checkpoint, *(load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())))
 
 
 def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
@@ -81,7 +85,7 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
         for name in _OF_A_RUN:
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_whole(output_dir / RECIPE_FILE, recipe_text(loaded))
+    write_whole(output_dir / RECIPE_FILE, loaded.text())
     return checkpoint
 
 

@@ -1,86 +1,53 @@
-"""What a run says of itself: decisions with their reasons, names and tags for MLflow, results."""
+"""What a run says of itself: decisions with their reasons, and results."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sktune.backbone.quantized import FrozenLinear
 from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
-from sktune.recipe import Recipe, metrics_of
+from sktune.recipe import Recipe
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import COMPARE_PREFIX
-from sktune.training.assembly import Assembly
-from sktune.training.untrained import Untrained
-
-if TYPE_CHECKING:
-    from sktune.training.loop import Loop
-
-
-def bits_name(recipe: Recipe) -> str:
-    """`4bit`, `8bit`, or the backbone's dtype."""
-    return f"{recipe.quantization.bits}bit" if recipe.quantization.bits else recipe.model.dtype
-
-
-def run_name(recipe: Recipe) -> str:
-    """method-model-bits-seed, as the MLflow table shows it."""
-    model = recipe.model.name_or_path.rstrip("/").rsplit("/", 1)[-1].removeprefix("embedded:")
-    return f"{recipe.method.name}-{model}-{bits_name(recipe)}-seed{recipe.training.seed}"
-
-
-def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
-    """Tags to filter and group runs by."""
-    return {
-        "method": recipe.method.name,
-        "model": recipe.model.name_or_path,
-        "task": recipe.task.name,
-        "data": recipe.data.path if recipe.data.name is None else f"{recipe.data.path}/{recipe.data.name}",
-        "quantization": bits_name(recipe),
-        "seed": str(recipe.training.seed),
-        "deepspeed": str(recipe.distributed.deepspeed) if ranks.launched else "none",
-        "ranks": str(ranks.world_size),
-        "device": ranks.device.type,
-    }
+from sktune.training.checkpoint import Progress
+from sktune.training.meters import ThroughputMeter, peak_memory
+from sktune.training.setup import Setup
+from sktune.training.steps import Steps
 
 
 def decisions(
-    recipe: Recipe,
-    ranks: Ranks,
-    loop: Loop | Untrained,
-    trainable: int,
-    total: int,
-    ds_config: dict[str, Any] | None,
-    checkpoint: Path | None,
+    setup: Setup, ranks: Ranks, steps: Steps | None, ds_config: dict[str, Any] | None, checkpoint: Path | None
 ) -> Iterator[str]:
-    """What was decided for this run and why, a line each."""
-    training = recipe.training
+    """What was decided for this run and why, a line each; `steps` is None where nothing trains."""
+    recipe, training = setup.recipe, setup.recipe.training
+    trainable, total = setup.model.parameter_counts()
     percent = 100 * trainable / max(total, 1)
     yield f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}"
     if unused := list(_unused(recipe)):
         yield f"without effect, since the language model's own head answers: {', '.join(unused)}"
-    engine = "none" if ds_config is None else f"ZeRO-{ds_config['zero_optimization']['stage']}"
-    deepspeed = f"DeepSpeed: {engine} on {ranks.world_size} rank(s): {loop.assembly.sharding.reason}"
-    if isinstance(loop, Untrained):
+    if steps is None:
         yield (
             f"{recipe.method.name} trains nothing: no step is taken, no checkpoint written, and of the section "
             "training only the seed and what concerns evaluation have an effect"
         )
-        yield deepspeed
-        yield from quantization_decisions(loop.assembly, ranks)
-        return
-    yield (
-        f"global batch: {training.per_device_train_batch_size} per rank x {training.gradient_accumulation_steps} "
-        f"accumulation x {ranks.world_size} ranks = {loop.batches.global_batch_size}; "
-        f"{loop.total_steps} steps, {loop.batches.steps_per_epoch} an epoch"
-    )
-    yield deepspeed
-    yield from quantization_decisions(loop.assembly, ranks)
-    yield (f"best checkpoint by: validation {loop.metric}" if loop.validation_rows is not None else "no validation")
+    else:
+        yield (
+            f"global batch: {training.per_device_train_batch_size} per rank x {training.gradient_accumulation_steps} "
+            f"accumulation x {ranks.world_size} ranks = {steps.global_batch_size}; "
+            f"{steps.total} steps, {steps.per_epoch} an epoch"
+        )
+    engine = "none" if ds_config is None else f"ZeRO-{ds_config['zero_optimization']['stage']}"
+    yield f"DeepSpeed: {engine} on {ranks.world_size} rank(s): {setup.sharding.reason}"
+    yield from quantization_decisions(setup, ranks)
+    if steps is not None:
+        assert setup.raw is not None
+        yield "no validation" if setup.raw.validation is None else f"best checkpoint by: validation {setup.metric}"
     if checkpoint is not None:
         yield f"resuming from {checkpoint}"
 
@@ -98,14 +65,14 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         yield from (f"{name}.{key}" for key in keys if key in section.model_fields_set)
 
 
-def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:
+def quantization_decisions(setup: Setup, ranks: Ranks) -> Iterator[str]:
     """How much of the backbone is packed, and how it is multiplied."""
-    linears = [module for module in assembly.model.backbone.modules() if isinstance(module, FrozenLinear)]
+    linears = [module for module in setup.model.backbone.modules() if isinstance(module, FrozenLinear)]
     if not linears:
         return
-    recipe = assembly.recipe
+    recipe = setup.recipe
     packed = sum(linear.weight_elements for linear in linears)
-    trainable, total = assembly.model.parameter_counts()
+    trainable, total = setup.model.parameter_counts()
     share = 100 * packed / (total - trainable)
     yield (
         f"quantized: {len(linears)} linear layers, {packed:,} numbers in {recipe.quantization.bits} bits "
@@ -118,9 +85,37 @@ def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:
         )
 
 
-def headline(recipe: Recipe, summary: dict[str, Any]) -> dict[str, float]:
-    """The few numbers that runs are compared by, those that there are."""
-    metric = recipe.training.metric_for_best_model or metrics_of(recipe.task)[0]
+def summarize(
+    setup: Setup, ranks: Ranks, progress: Progress, meter: ThroughputMeter, test: Scores | None, at_rest: int
+) -> dict[str, Any]:
+    """Final numbers of a run; collective."""
+    trainable, total = setup.model.parameter_counts()
+    summary: dict[str, Any] = {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "trainable_parameters": trainable,
+        "all_parameters": total,
+        "train_seconds": progress.train_seconds,
+        "real_tokens": ranks.sum([float(progress.real_tokens)])[0],
+    }
+    best = next((h for h in progress.history if h["step"] == progress.best_step), None)
+    if best is not None:
+        summary |= {f"validation/{name}": value for name, value in best.items() if name != "step"}
+    if test is not None:
+        summary |= {f"test/{name}": value for name, value in test.metrics.items()}
+    summary |= {f"speed/{name}": value for name, value in meter.rates().items()}
+    per_rank = ranks.gather({**peak_memory(ranks.device), "frozen_bytes": float(at_rest)})
+    for name in per_rank[0]:
+        summary[f"memory/{name}"] = max(entry[name] for entry in per_rank)
+        for rank, entry in enumerate(per_rank):
+            summary[f"memory/rank{rank}/{name}"] = entry[name]
+    own = "gpu_allocated_peak_bytes" if ranks.device.type == "cuda" else "resident_peak_bytes"
+    summary["memory/peak_bytes"] = summary[f"memory/{own}"]
+    return summary
+
+
+def headline(metric: str, summary: dict[str, Any]) -> dict[str, float]:
+    """The few numbers that runs are compared by, those that there are; `metric` is the one of the best checkpoint."""
     split = "test" if f"test/{metric}" in summary else "validation"
     numbers = {
         f"{split}_{metric}": summary.get(f"{split}/{metric}"),
@@ -132,12 +127,10 @@ def headline(recipe: Recipe, summary: dict[str, Any]) -> dict[str, float]:
     return {f"{COMPARE_PREFIX}{name}": float(value) for name, value in numbers.items() if value is not None}
 
 
-def log_results(
-    tracker: Tracker, output_dir: Path, assembly: Assembly, test: Scores | None, summary: dict[str, Any]
-) -> None:
+def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores | None, summary: dict[str, Any]) -> None:
     """Sends final numbers, the adapter, test predictions and a picture of them to the tracker. Main rank only."""
     tracker.log_summary(summary)
-    tracker.log_metrics(headline(assembly.recipe, summary), int(summary["steps"]))
+    tracker.log_metrics(headline(setup.metric, summary), int(summary["steps"]))
     tracker.log_artifact(output_dir / ADAPTER_FOLDER)
     if test is None:
         return
@@ -146,9 +139,9 @@ def log_results(
     if test.per_type:
         picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / "test_f1_by_type.png")
         tracker.log_artifact(picture, FIGURES_FOLDER)
-    elif test.references and assembly.labels is not None:
+    elif test.references and setup.labels is not None:
         picture = confusion_matrix_figure(
-            test.references, test.predictions, assembly.labels, output_dir / FIGURES_FOLDER / "test_confusion.png"
+            test.references, test.predictions, setup.labels, output_dir / FIGURES_FOLDER / "test_confusion.png"
         )
         tracker.log_artifact(picture, FIGURES_FOLDER)
 
