@@ -12,6 +12,7 @@ import torch
 
 from sktune.data import Example, Row
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.files import EVALUATION_FOLDER, RECIPE_FILE, write_whole
 from sktune.model.adapter import adapter_folder, read_adapter
 from sktune.model.tuned_model import put_weights
@@ -47,10 +48,10 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
         The metrics, and `per_type` for token classification.
 
     Raises:
-        ValueError: for an unknown split, one that the recipe does not name, or a folder in use.
+        UserError: for an unknown split, one that the recipe does not name, or a folder in use.
     """
     if split not in SPLITS:
-        raise ValueError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+        raise UserError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
     adapter_folder(output)
     with kept_folder(output, ranks):
         return _evaluate_run(output, split, ranks, overrides)
@@ -61,7 +62,7 @@ def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[st
     assert setup.raw is not None
     rows = setup.encode_for_scoring(getattr(setup.raw, split), split)
     if rows is None:
-        raise ValueError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
+        raise UserError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
     engine, _ = build_engine(setup, ranks)
     scores = evaluate(setup, engine, rows, ranks)
     result: dict[str, Any] = dict(scores.metrics)
@@ -94,14 +95,14 @@ def predict(
         `text` with, by task: `words` and `tags` and `entities`; `label` and `probabilities`; `value`; `generated`.
 
     Raises:
-        ValueError: for a missing or superfluous second text, and where the output folder holds no adapter.
+        UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
     """
     loaded, setup = load_trained(output, ranks, overrides, read_data=False)
     recipe, task = loaded.recipe, loaded.recipe.task
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
         need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
-        raise ValueError(
+        raise UserError(
             f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}"
         )
     setup.model.to(ranks.device).eval()
@@ -112,7 +113,7 @@ def predict(
             words = tuple(text.split()) if task.name == "token_classification" else ()
             reference: Any = ("O",) * len(words) if words else (0.0 if task.name == "regression" else "")
             if task.name == "token_classification" and not words:
-                raise ValueError(f"--text: {text!r} has no words")
+                raise UserError(f"--text: {text!r} has no words")
             example = Example(0, text, pairs[number] if pairs else None, words, reference)
             rows = list(setup.encode([example], "text", score_candidates=task.label_words is not None).rows)
             if task.name == "causal_lm" and task.label_words is None:

@@ -453,7 +453,7 @@ def test_a_failed_cell_does_not_stop_the_others(
     assert statuses(folder) == {"broken-seed42": "failed", "head_only-seed42": "finished"}
     error = load_state(folder).cell("broken-seed42").error
     assert error is not None
-    assert error.startswith("ValueError: ")
+    assert error.startswith("UserError: ")
     assert "no_such_layer" in error
     assert "Traceback" in (folder / "cells" / "broken-seed42" / "error.txt").read_text()
     assert "failed: broken-seed42" in capsys.readouterr().out

@@ -43,5 +43,5 @@ def test_the_table_of_rooms_is_the_order_that_is_checked() -> None:
     design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`sktune/.*?) \|", design, re.MULTILINE)
     rooms = [room for row in rows for room in re.findall(r"`sktune/(\w+)(?:/|\.py)`", row)]
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-    assert rooms == [*reversed(contracts[0]["layers"])]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert rooms == [*reversed(settings["tool"]["importlinter"]["contracts"][0]["layers"])]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sktune.comparison.state import load_state
+from sktune.tracking import names
 
 Curve = tuple[tuple[int, float], ...]
 """(step, validation metric) of each evaluation."""
@@ -54,7 +55,7 @@ def read_results(folder: Path) -> Results:
     """The results in a comparison's folder.
 
     Raises:
-        ValueError: there is no comparison in it.
+        UserError: there is no comparison in it.
     """
     state = load_state(folder)
     cells = tuple(
@@ -82,7 +83,7 @@ def read_curve(path: Path, metric: str) -> Curve:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-            value = float(entry["metrics"][f"validation/{metric}"])
+            value = float(entry["metrics"][names.of_split("validation", metric)])
         except (ValueError, KeyError, TypeError):  # another line, or half of one
             continue
         if math.isfinite(value):

@@ -26,6 +26,7 @@ from sktune.comparison.state import ComparisonState, load_state
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
@@ -35,7 +36,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import LoadedRecipe, metrics_of
-from sktune.tracking import Tracker
+from sktune.tracking import Tracker, names
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
 from sktune.training.run import train
@@ -57,7 +58,7 @@ def compare(
         The report, on the main rank.
 
     Raises:
-        ValueError: for what makes the whole comparison impossible.
+        UserError: for what makes the whole comparison impossible.
     """
     with kept_folder(folder, ranks):
         state = ranks.broadcast(ranks.on_main(lambda: _open(cells, base, overrides, folder, ranks)))
@@ -79,7 +80,7 @@ def _compare(
                 if ranks.is_main:
                     end_abandoned_run(base, folder / state.cell(cell.name).folder)
                 _run(cell, {**tags, **cell_tags(cell)}, state, folder, ranks)
-                tracker.set_tags({"cells": _progress(state)})
+                tracker.set_tags({names.CELLS_TAG: _progress(state)})
         report = _report(base, folder, tracker) if ranks.is_main else None
         if report is not None and report.failed:
             tracker.finish("FAILED", f"{len(report.failed)} cells failed: {', '.join(report.failed)}")
@@ -97,9 +98,7 @@ def _open(
     if (folder / COMPARISON_FILE).exists():
         state = load_state(folder)
     elif (folder / RECIPE_FILE).exists():
-        raise ValueError(
-            f"output.dir: {folder} holds a single run; choose another folder for the comparison (--output)"
-        )
+        raise UserError(f"output.dir: {folder} holds a single run; choose another folder for the comparison (--output)")
     else:
         state = ComparisonState(
             name=folder.resolve().name,
@@ -130,7 +129,7 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
     try:
         summary = train(cell.loaded, ranks, tags)
     except Exception as error:
-        same_on_all_ranks = isinstance(error, ValueError | FloatingPointError)
+        same_on_all_ranks = isinstance(error, UserError | FloatingPointError)
         if ranks.is_main:
             write_whole(place / ERROR_FILE, traceback.format_exc())
             message = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sktune.comparison.cells import Cell
+from sktune.errors import UserError
 from sktune.files import CELLS_FOLDER, COMPARISON_FILE, METRICS_FILE, write_whole
 
 Status = Literal["planned", "running", "finished", "failed"]
@@ -74,7 +75,7 @@ class ComparisonState:
             Cells that had failed with other settings: they are planned anew, and what they left is worth nothing.
 
         Raises:
-            ValueError: where a cell is there with other settings, or other cells are that differ from the new ones in
+            UserError: where a cell is there with other settings, or other cells are that differ from the new ones in
                 more than method, seed and the fields of a grid; all of them at once.
         """
         known = {cell.name: cell for cell in self.cells}
@@ -89,7 +90,7 @@ class ComparisonState:
                 changed = _changes(earlier.settings, settings_of[cell.name])
                 problems += [f"  {cell.name}: {'; '.join(changed)}"] if changed else []
         if problems:
-            raise ValueError(
+            raise UserError(
                 "output.dir: the comparison there was made with another recipe or launch:\n"
                 + "\n".join(dict.fromkeys(problems))
                 + "\n  change it back, or use another folder (--output)"
@@ -147,7 +148,7 @@ def load_state(folder: Path) -> ComparisonState:
     """The comparison in a folder.
 
     Raises:
-        ValueError: there is none, or the file is not one.
+        UserError: there is none, or the file is not one.
     """
     path = folder / COMPARISON_FILE
     try:
@@ -155,9 +156,9 @@ def load_state(folder: Path) -> ComparisonState:
         cells = [CellState(**cell) for cell in values.pop("cells")]
         return ComparisonState(**values, cells=cells)
     except OSError as error:
-        raise ValueError(f"{path}: no comparison can be read there ({error.strerror})") from error
+        raise UserError(f"{path}: no comparison can be read there ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not a comparison that sktune has written ({error})") from error
+        raise UserError(f"{path}: not a comparison that sktune has written ({error})") from error
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

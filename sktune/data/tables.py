@@ -15,6 +15,7 @@ import datasets
 
 from sktune.data.conll import read_lines
 from sktune.data.files import table_header
+from sktune.errors import UserError
 
 # Names that load_dataset would take for a reader of whatever lies in the working directory.
 _READERS = ("csv", "json", "parquet", "text", "arrow", "conll", "pandas", "webdataset", "xml")
@@ -48,14 +49,14 @@ class Table:
             Recipe field -> values, one per row.
 
         Raises:
-            ValueError: naming the field and the columns there are, for a column that is not there.
+            UserError: naming the field and the columns there are, for a column that is not there.
         """
         for field, column in wanted.items():
             if column not in self.names:
                 near = difflib.get_close_matches(column, self.names, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else f" Set {field} to one of them."
                 listed = ", ".join(self.names)
-                raise ValueError(f"{field}: no column {column!r} in {self.where}. Columns: {listed}.{hint}")
+                raise UserError(f"{field}: no column {column!r} in {self.where}. Columns: {listed}.{hint}")
         values = self.fetch(list(dict.fromkeys(wanted.values())))
         return {field: values[column] for field, column in wanted.items()}
 
@@ -64,15 +65,15 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> T
     """A split of a hub dataset (or of a local folder laid out like one); no loading script is ever run.
 
     Raises:
-        ValueError: with the library's reason, where the split cannot be read.
+        UserError: with the library's reason, where the split cannot be read.
     """
     if path in _READERS:
-        raise ValueError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
+        raise UserError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
     where = f"split {split!r} of {path}" + (f" ({name})" if name else "")
     try:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # every failure of a foreign library, in one clear line
-        raise ValueError(
+        raise UserError(
             f"cannot read {where}: {_reason(error)} "
             "Check data.path, data.name, data.revision and the split names; a local folder must exist."
         ) from error
@@ -86,7 +87,7 @@ def read_table(path: Path, format: str) -> Table:
     and their first line names the columns. A .json file holds lines of objects, or one list of them.
 
     Raises:
-        ValueError: naming the file (and the line of JSON) that cannot be read.
+        UserError: naming the file (and the line of JSON) that cannot be read.
     """
     if format == "jsonl":
         return _read_json(path)
@@ -104,7 +105,7 @@ def read_table(path: Path, format: str) -> Table:
     try:
         dataset = datasets.load_dataset(builder, data_files=glob.escape(str(path)), split="train", **arguments)
     except Exception as error:  # every failure of a foreign library, in one clear line
-        raise ValueError(f"{path}: cannot be read as {format}: {_reason(error)}") from error
+        raise UserError(f"{path}: cannot be read as {format}: {_reason(error)}") from error
     return _table(dataset, str(path))
 
 
@@ -129,7 +130,7 @@ def _read_json(path: Path) -> Table:
     names: dict[str, None] = {}
     for row, values in enumerate(rows):
         if not isinstance(values, dict):
-            raise ValueError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
+            raise UserError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
         names.update(dict.fromkeys(values))
     return Table(str(path), len(rows), list(names), {}, lambda columns: {c: [r.get(c) for r in rows] for c in columns})
 
@@ -139,7 +140,7 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise ValueError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None
+        raise UserError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None
 
 
 def _reason(error: BaseException) -> str:

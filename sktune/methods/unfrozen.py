@@ -7,17 +7,18 @@ from collections.abc import Iterable
 from torch import nn
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 
 
 def train_top_blocks(backbone: Backbone, layers: int) -> None:
     """Makes the uppermost blocks trainable.
 
     Raises:
-        ValueError: where the model has fewer.
+        UserError: where the model has fewer.
     """
     depth = len(backbone.blocks)
     if layers > depth:
-        raise ValueError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
+        raise UserError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
     train_in_fp32(backbone, backbone.blocks[depth - layers :].parameters())
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sktune import __version__
+from sktune.errors import UserError
 from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
 from sktune.recipe import LoadedRecipe
 
@@ -49,23 +50,23 @@ def adapter_folder(output: Path) -> Path:
     """The adapter in a run's output folder, or the folder itself where it is one.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     for folder in (output / ADAPTER_FOLDER, output):
         if (folder / RECIPE_FILE).is_file() and (folder / ADAPTER_CARD).is_file():
             return folder
-    raise ValueError(f"{output}: no trained adapter here; give the output.dir of a finished run")
+    raise UserError(f"{output}: no trained adapter here; give the output.dir of a finished run")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
     """(weights, labels) of an adapter that a run has written.
 
     Raises:
-        ValueError: where the folder holds none, or a damaged one.
+        UserError: where the folder holds none, or a damaged one.
     """
     try:
         card = json.loads((folder / ADAPTER_CARD).read_text(encoding="utf-8"))
         labels = None if card["labels"] is None else tuple(card["labels"])
         return load_file(folder / ADAPTER_WEIGHTS), labels
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no trained adapter can be read from it ({error})") from error
+        raise UserError(f"{folder}: no trained adapter can be read from it ({error})") from error

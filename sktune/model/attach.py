@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
 from sktune.backbone.architecture import slides_a_window
+from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
@@ -47,25 +48,25 @@ def attach(
         gradient_checkpointing: recompute the blocks in backward.
 
     Raises:
-        ValueError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
+        UserError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
             template belongs to the data.
     """
     if method.answers_in_words:
-        raise ValueError(
+        raise UserError(
             f"attach: {method.name} is a template on the data more than a part of the model; run it from a recipe "
             "(method.name), with `sktune train` or sktune.training.run.train"
         )
     if task is None:
         if model is getattr(model, model.base_model_prefix, model):
-            raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
+            raise UserError("attach: name a task (token_classification, sequence_classification, ...) for this model")
         task = "causal_lm"
     section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
     kernel = model.config._attn_implementation or "eager"
     needs_labels = section.name not in ("causal_lm", "regression")
     if needs_labels and num_labels is None:
-        raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
+        raise UserError(f"attach: {section.name} needs num_labels, the number of classes")
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
-        raise ValueError(
+        raise UserError(
             f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "
             "flash-attention; load the model with attn_implementation='sdpa' or 'eager'"
         )
@@ -94,10 +95,10 @@ def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
     """Puts saved parameters into a model attached the same way; returns it.
 
     Raises:
-        ValueError: where they do not fit, or there are none.
+        UserError: where they do not fit, or there are none.
     """
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise ValueError(f"{folder}: no {ADAPTER_WEIGHTS} here")
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
     put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
     return model

@@ -9,12 +9,19 @@ from typing import Any
 
 from sktune.backbone.quantized import FrozenLinear
 from sktune.distributed.ranks import Ranks
-from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
+from sktune.files import (
+    ADAPTER_FOLDER,
+    CONFUSION_FIGURE_FILE,
+    F1_FIGURE_FILE,
+    FIGURES_FOLDER,
+    PREDICTIONS_FOLDER,
+    TEST_PREDICTIONS_FILE,
+    write_whole,
+)
 from sktune.recipe import Recipe
 from sktune.tasks.predictions import Scores
-from sktune.tracking import Tracker
+from sktune.tracking import Tracker, names
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
-from sktune.tracking.names import COMPARE_PREFIX
 from sktune.training.checkpoint import Progress
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.setup import Setup
@@ -91,57 +98,57 @@ def summarize(
     """Final numbers of a run; collective."""
     trainable, total = setup.model.parameter_counts()
     summary: dict[str, Any] = {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "trainable_parameters": trainable,
-        "all_parameters": total,
-        "train_seconds": progress.train_seconds,
-        "real_tokens": ranks.sum([float(progress.real_tokens)])[0],
+        names.STEPS: progress.step,
+        names.BEST_STEP: progress.best_step,
+        names.TRAINABLE_PARAMETERS: trainable,
+        names.ALL_PARAMETERS: total,
+        names.TRAIN_SECONDS: progress.train_seconds,
+        names.REAL_TOKENS: ranks.sum([float(progress.real_tokens)])[0],
     }
     best = next((h for h in progress.history if h["step"] == progress.best_step), None)
     if best is not None:
-        summary |= {f"validation/{name}": value for name, value in best.items() if name != "step"}
+        summary |= {names.of_split("validation", name): value for name, value in best.items() if name != "step"}
     if test is not None:
-        summary |= {f"test/{name}": value for name, value in test.metrics.items()}
-    summary |= {f"speed/{name}": value for name, value in meter.rates().items()}
+        summary |= {names.of_split("test", name): value for name, value in test.metrics.items()}
+    summary |= {names.speed(name): value for name, value in meter.rates().items()}
     per_rank = ranks.gather({**peak_memory(ranks.device), "frozen_bytes": float(at_rest)})
     for name in per_rank[0]:
-        summary[f"memory/{name}"] = max(entry[name] for entry in per_rank)
+        summary[names.memory(name)] = max(entry[name] for entry in per_rank)
         for rank, entry in enumerate(per_rank):
-            summary[f"memory/rank{rank}/{name}"] = entry[name]
+            summary[names.memory(name, rank)] = entry[name]
     own = "gpu_allocated_peak_bytes" if ranks.device.type == "cuda" else "resident_peak_bytes"
-    summary["memory/peak_bytes"] = summary[f"memory/{own}"]
+    summary[names.PEAK_BYTES] = summary[names.memory(own)]
     return summary
 
 
 def headline(metric: str, summary: dict[str, Any]) -> dict[str, float]:
     """The few numbers that runs are compared by, those that there are; `metric` is the one of the best checkpoint."""
-    split = "test" if f"test/{metric}" in summary else "validation"
+    split = "test" if names.of_split("test", metric) in summary else "validation"
     numbers = {
-        f"{split}_{metric}": summary.get(f"{split}/{metric}"),
-        "tokens_per_second": summary.get("speed/real_tokens_per_second"),
-        "peak_memory_mb": summary["memory/peak_bytes"] / 1e6,
-        "trainable_parameters": summary["trainable_parameters"],
-        "adapter_kb": summary["adapter_bytes"] / 1e3,
+        names.compared_score(split, metric): summary.get(names.of_split(split, metric)),
+        names.COMPARE_TOKENS_PER_SECOND: summary.get(names.TOKENS_PER_SECOND),
+        names.COMPARE_PEAK_MEMORY_MB: summary[names.PEAK_BYTES] / 1e6,
+        names.COMPARE_TRAINABLE_PARAMETERS: summary[names.TRAINABLE_PARAMETERS],
+        names.COMPARE_ADAPTER_KB: summary[names.ADAPTER_BYTES] / 1e3,
     }
-    return {f"{COMPARE_PREFIX}{name}": float(value) for name, value in numbers.items() if value is not None}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores | None, summary: dict[str, Any]) -> None:
     """Sends final numbers, the adapter, test predictions and a picture of them to the tracker. Main rank only."""
     tracker.log_summary(summary)
-    tracker.log_metrics(headline(setup.metric, summary), int(summary["steps"]))
+    tracker.log_metrics(headline(setup.metric, summary), int(summary[names.STEPS]))
     tracker.log_artifact(output_dir / ADAPTER_FOLDER)
     if test is None:
         return
-    predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / "test.jsonl")
+    predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
     tracker.log_artifact(predictions, PREDICTIONS_FOLDER)
     if test.per_type:
-        picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / "test_f1_by_type.png")
+        picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / F1_FIGURE_FILE)
         tracker.log_artifact(picture, FIGURES_FOLDER)
     elif test.references and setup.labels is not None:
         picture = confusion_matrix_figure(
-            test.references, test.predictions, setup.labels, output_dir / FIGURES_FOLDER / "test_confusion.png"
+            test.references, test.predictions, setup.labels, output_dir / FIGURES_FOLDER / CONFUSION_FIGURE_FILE
         )
         tracker.log_artifact(picture, FIGURES_FOLDER)
 

@@ -24,7 +24,7 @@ from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.progress import progress as shown_progress
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.predictions import Scores
-from sktune.tracking import Tracker
+from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.head_start import set_centre, set_prior
@@ -55,7 +55,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         tags: of the MLflow run, besides those of every run.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
         FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
         Stopped: where a rank was told to stop; during training on all ranks after the same step, of which there is a
             checkpoint.
@@ -148,8 +148,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         test = None if test_rows is None else evaluate(setup, engine, test_rows, ranks)
         with deferred():  # what has come this far is completed
             summary = summarize(setup, ranks, progress, meter, test, at_rest)
-            summary["wall_seconds"] = time.time() - started
-            summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
+            summary[names.WALL_SECONDS] = time.time() - started
+            summary[names.ADAPTER_BYTES] = sum(value.numel() * value.element_size() for value in final_weights.values())
             ranks.on_main(partial(_keep_results, loaded, tracker, setup, final_weights, test, summary))
             tracker.finish("FINISHED")
             ranks.barrier()
@@ -213,7 +213,7 @@ def _note_batch(progress: Progress, steps: Steps) -> None:
 
 def _keep_engine_config(ds_config: dict[str, Any] | None, output_dir: Path, tracker: Tracker, ranks: Ranks) -> None:
     stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
-    tracker.set_tags({"zero_stage": stage})
+    tracker.set_tags({names.ZERO_STAGE_TAG: stage})
     if ds_config is not None and ranks.is_main:
         write_whole(output_dir / DEEPSPEED_FILE, json.dumps(ds_config, indent=1))
         tracker.log_artifact(output_dir / DEEPSPEED_FILE)
@@ -228,11 +228,11 @@ def _log_step(
     progress.unlogged_loss, progress.unlogged_labels = 0.0, 0
     tracker.log_metrics(
         {
-            "train/loss": loss,
-            "train/learning_rate": rate,
-            "train/gradient_norm": norm,
-            "train/epoch": epoch,
-            **{f"speed/{name}": value for name, value in rates.items()},
+            names.LOSS: loss,
+            names.LEARNING_RATE: rate,
+            names.GRADIENT_NORM: norm,
+            names.EPOCH: epoch,
+            **{names.speed(name): value for name, value in rates.items()},
         },
         step,
     )
@@ -248,7 +248,7 @@ def _log_step(
 def _log_validation(
     tracker: Tracker, progress: Progress, total: int, metrics: Mapping[str, float], better: bool
 ) -> None:
-    tracker.log_metrics({f"validation/{name}": value for name, value in metrics.items()}, progress.step)
+    tracker.log_metrics({names.of_split("validation", name): value for name, value in metrics.items()}, progress.step)
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     logger.info("step %d/%d  validation: %s%s", progress.step, total, shown, "  (best)" if better else "")
 
@@ -262,7 +262,8 @@ def _keep_results(
     summary: dict[str, Any],
 ) -> None:
     output_dir = Path(loaded.recipe.output.dir)
-    metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
+    scores = (names.of_split("validation"), names.of_split("test"))
+    metrics = {key: value for key, value in summary.items() if key.startswith(scores)}
     write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics)
     write_whole(output_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
     log_results(tracker, output_dir, setup, test, summary)

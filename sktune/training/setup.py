@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
             method shows some of it as demonstrations.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     raw = None
     if read_data:

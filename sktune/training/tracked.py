@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sktune.distributed.ranks import Ranks
 from sktune.recipe import LoadedRecipe, Recipe
-from sktune.tracking import Tracker, start_tracking
+from sktune.tracking import Tracker, names, start_tracking
 from sktune.training import stopping
 
 
@@ -27,15 +27,15 @@ def run_name(recipe: Recipe) -> str:
 def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
     """Tags to filter and group runs by."""
     return {
-        "method": recipe.method.name,
-        "model": recipe.model.name_or_path,
-        "task": recipe.task.name,
-        "data": recipe.data.path if recipe.data.name is None else f"{recipe.data.path}/{recipe.data.name}",
-        "quantization": bits_name(recipe),
-        "seed": str(recipe.training.seed),
-        "deepspeed": str(recipe.distributed.deepspeed) if ranks.launched else "none",
-        "ranks": str(ranks.world_size),
-        "device": ranks.device.type,
+        names.METHOD_TAG: recipe.method.name,
+        names.MODEL_TAG: recipe.model.name_or_path,
+        names.TASK_TAG: recipe.task.name,
+        names.DATA_TAG: recipe.data.path if recipe.data.name is None else f"{recipe.data.path}/{recipe.data.name}",
+        names.QUANTIZATION_TAG: bits_name(recipe),
+        names.SEED_TAG: str(recipe.training.seed),
+        names.DEEPSPEED_TAG: str(recipe.distributed.deepspeed) if ranks.launched else "none",
+        names.RANKS_TAG: str(ranks.world_size),
+        names.DEVICE_TAG: ranks.device.type,
     }
 
 
@@ -44,7 +44,7 @@ def tracked(loaded: LoadedRecipe, ranks: Ranks, run_id: str | None, tags: Mappin
     """Starts the run's tracking, or continues that of `run_id`; see `ended`.
 
     Raises:
-        ValueError: on all ranks, where the tracking URI cannot be used.
+        UserError: on all ranks, where the tracking URI cannot be used.
     """
     start = partial(
         start_tracking,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
 from sktune.backbone.attention import GatedPrompt
+from sktune.errors import UserError
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
@@ -31,9 +32,9 @@ class LlamaAdapter(Method):
         depth = backbone.config.num_hidden_layers
         count = max(1, depth - UNTOUCHED) if config.layers is None else config.layers
         if count > depth:
-            raise ValueError(f"method.layers: {count} is more than the model's {depth}; allowed: 1 to {depth}")
+            raise UserError(f"method.layers: {count} is more than the model's {depth}; allowed: 1 to {depth}")
         if backbone.uses_cache_for_prefix:
-            raise ValueError(_not_available(backbone))
+            raise UserError(_not_available(backbone))
         backbone.use_prefix_attention()
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
@@ -55,7 +56,7 @@ class LlamaAdapter(Method):
             with torch.inference_mode(False), torch.no_grad():
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
             if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in self._read_once.modules):
-                raise ValueError(_not_available(backbone))
+                raise UserError(_not_available(backbone))
         return self._read_once.modules
 
 
