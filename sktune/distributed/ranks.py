@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from sktune.distributed.deepspeed_internals import forbid_compiled_collectives
 from sktune.errors import UserError
 
 T = TypeVar("T")
@@ -91,9 +92,7 @@ def start_ranks(timeout_seconds: int) -> Ranks:
     if launched:
         import deepspeed
 
-        # The shared-memory collectives of the CPU are compiled at first use: a minute, a compiler, and a lock
-        # file that blocks later runs when it is interrupted (design facts 7 and 20).
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        forbid_compiled_collectives()
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),

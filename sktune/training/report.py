@@ -21,7 +21,6 @@ from sktune.files import (
 from sktune.recipe import Recipe
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker, names
-from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.training.checkpoint import Progress
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.setup import Setup
@@ -143,6 +142,8 @@ def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores |
         return
     predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
     tracker.log_artifact(predictions, PREDICTIONS_FOLDER)
+    from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure  # loads matplotlib
+
     if test.per_type:
         picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / F1_FIGURE_FILE)
         tracker.log_artifact(picture, FIGURES_FOLDER)
