@@ -33,8 +33,7 @@ from sktune.comparison.command import overrides_of
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
-from sktune.comparison.results import read_results
-from sktune.comparison.state import CellState, ComparisonState, load_state
+from sktune.comparison.results import CellState, ComparisonState, load_state, read_results
 from sktune.comparison.tables import as_csv, as_json, as_markdown, write_report
 from sktune.data import load_splits
 from sktune.files import locked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sktune.comparison.results import CellResult, Results
+from sktune.comparison.results import CellState, ComparisonState, Status
 from sktune.errors import UserError
 from sktune.tracking import names
 from sktune.tracking.uri import first_line, hide_password, open_client
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-_STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
+_STATUS: dict[str, Status] = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
 
 
-def read_experiment(name: str, tracking_uri: str) -> Results:
+def read_experiment(name: str, tracking_uri: str) -> ComparisonState:
     """The newest comparison of an experiment.
 
     Raises:
@@ -44,7 +44,7 @@ def read_experiment(name: str, tracking_uri: str) -> Results:
         raise UserError(f"--tracking-uri: {shown} does not answer ({first_line(error, tracking_uri)})") from error
 
 
-def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:
+def _results(client: MlflowClient, parent: Run, experiment: str) -> ComparisonState:
     tags = parent.data.tags
     metric = tags[names.COMPARISON_METRIC_TAG]
     mine = f"tags.`{names.PARENT_RUN_TAG}` = '{parent.info.run_id}'"
@@ -60,18 +60,20 @@ def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:
             break
     # A cell that was begun anew has two runs.
     newest = {run.data.tags[names.CELL_TAG]: run for run in runs if names.CELL_TAG in run.data.tags}
-    return Results(
+    return ComparisonState(
+        recipe="",
+        overrides=[],
         name=tags[names.COMPARISON_TAG],
         task=tags[names.COMPARISON_TASK_TAG],
         metric=metric,
         select=tags[names.COMPARISON_SELECT_TAG],
-        cells=tuple(_cell(client, run, metric) for run in newest.values()),
+        cells=[_cell(client, run, metric) for run in newest.values()],
         floor=json.loads(tags[names.COMPARISON_FLOOR_TAG]),
         environment={"device": tags.get(names.DEVICE_TAG, "?"), "ranks": tags.get(names.RANKS_TAG, "?")},
     )
 
 
-def _cell(client: MlflowClient, run: Run, metric: str) -> CellResult:
+def _cell(client: MlflowClient, run: Run, metric: str) -> CellState:
     tags, metrics = run.data.tags, run.data.metrics
     prefix = names.FINAL_PREFIX
     history = client.get_metric_history(run.info.run_id, names.of_split("validation", metric))
@@ -82,7 +84,7 @@ def _cell(client: MlflowClient, run: Run, metric: str) -> CellResult:
                 grid[tag.removeprefix(names.GRID_PREFIX)] = json.loads(value)
             except ValueError:
                 grid[tag.removeprefix(names.GRID_PREFIX)] = value
-    return CellResult(
+    return CellState(
         name=tags[names.CELL_TAG],
         label=tags[names.LABEL_TAG],
         method=tags[names.METHOD_TAG],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sktune.comparison.cells import Cell
 from sktune.comparison.report import Report
-from sktune.comparison.state import ComparisonState
+from sktune.comparison.results import ComparisonState
 from sktune.distributed.ranks import Ranks
 from sktune.files import CELLS_FOLDER, REPORT_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe import LoadedRecipe

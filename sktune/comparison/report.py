@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sktune.comparison.results import CellResult, Curve, Results
+from sktune.comparison.results import CellState, ComparisonState, Curve
 from sktune.tasks.metrics import SMALLER_IS_BETTER, is_better
 from sktune.tracking import names
 
@@ -86,7 +86,7 @@ class Report:
         return asdict(self)
 
 
-def build_report(results: Results) -> Report:
+def build_report(results: ComparisonState) -> Report:
     """The report of whatever has finished.
 
     With `select: validation` a method is shown at the grid point with the best mean validation score over its
@@ -136,16 +136,16 @@ def first_step(curve: Curve, target: float | None, metric: str) -> int | None:
     return next((step for step, value in curve if value == target or is_better(metric, value, target)), None)
 
 
-def _groups(cells: Sequence[CellResult]) -> dict[str, list[list[CellResult]]]:
+def _groups(cells: Sequence[CellState]) -> dict[str, list[list[CellState]]]:
     """Label -> its grid points, each the cells of its seeds; in the order of the comparison."""
-    groups: dict[str, dict[str, list[CellResult]]] = {}
+    groups: dict[str, dict[str, list[CellState]]] = {}
     for cell in cells:
         point = json.dumps(dict(cell.grid), sort_keys=True)
         groups.setdefault(cell.label, {}).setdefault(point, []).append(cell)
     return {label: list(points.values()) for label, points in groups.items()}
 
 
-def _chosen(points: list[list[CellResult]], metric: str) -> list[CellResult]:
+def _chosen(points: list[list[CellState]], metric: str) -> list[CellState]:
     most = max(sum(cell.finished for cell in cells) for cells in points)
     best, best_value = points[0], None
     for cells in points:
@@ -159,11 +159,11 @@ def _chosen(points: list[list[CellResult]], metric: str) -> list[CellResult]:
     return best
 
 
-def _over_seeds(cells: Sequence[CellResult], key: str) -> Spread | None:
+def _over_seeds(cells: Sequence[CellState], key: str) -> Spread | None:
     return spread(cell.summary[key] for cell in cells if cell.finished and cell.summary.get(key) is not None)
 
 
-def _target(shown: Sequence[Sequence[CellResult]], metric: str) -> float | None:
+def _target(shown: Sequence[Sequence[CellState]], metric: str) -> float | None:
     """TARGET_SHARE of the best mean validation score; for losses, as much above the lowest."""
     best = None
     for cells in shown:
@@ -176,7 +176,7 @@ def _target(shown: Sequence[Sequence[CellResult]], metric: str) -> float | None:
     return best + slack if metric in SMALLER_IS_BETTER else best - slack
 
 
-def _entry(cells: Sequence[CellResult], metric: str, split: str, target: float | None) -> Entry:
+def _entry(cells: Sequence[CellState], metric: str, split: str, target: float | None) -> Entry:
     finished = [cell for cell in cells if cell.finished]
     steps = [first_step(cell.curve, target, metric) for cell in finished]
     reached = [step for step in steps if step is not None]
@@ -203,7 +203,7 @@ def _entry(cells: Sequence[CellResult], metric: str, split: str, target: float |
     )
 
 
-def _highest(cells: Sequence[CellResult], key: str) -> float | None:
+def _highest(cells: Sequence[CellState], key: str) -> float | None:
     return max((float(cell.summary[key]) for cell in cells if cell.summary.get(key) is not None), default=None)
 
 

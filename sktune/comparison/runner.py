@@ -21,8 +21,7 @@ from sktune.comparison.cells import Cell
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.parent import cell_tags, end_abandoned_run, log_report, start_parent
 from sktune.comparison.report import Report, build_report
-from sktune.comparison.results import read_results
-from sktune.comparison.state import ComparisonState, load_state
+from sktune.comparison.results import ComparisonState, load_state, read_results
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
