@@ -126,7 +126,7 @@ class Cell:
 
 def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     """Bytes of a cell in all moments, without and with checkpointing; then losses and gradients, unobserved."""
-    meter.start()
+    meter.start(Path(job["model"]).glob("*.safetensors"))
     cell = Cell(job, ranks, meter)
     backbone = cell.assembly.model.backbone
     shard = frozen_bytes(backbone)
@@ -141,7 +141,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
         meter.moment("after_evaluation")
         cell.checkpoint()
         ends.append((len(meter.readings), evaluation))
-    readings = meter.stop(Path(job["model"]).glob("*.safetensors"))
+    readings = meter.stop()
     cell.meter = None
     with safe_open(Path(job["model"]) / "model.safetensors", "pt") as file:
         largest = max(torch.Size(file.get_slice(key).get_shape()).numel() * 2 for key in file.keys())  # noqa: SIM118

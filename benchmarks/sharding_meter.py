@@ -157,11 +157,12 @@ class Meter:
         self.readings: list[Reading] = []
         self.collectives = collectives
 
-    def start(self) -> None:
-        """Begins to count."""
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    def start(self, mapped: Iterable[Path] = ()) -> None:
+        """Begins to count. Events of mapping the files `mapped` are no allocations."""
+        self._mapped = {file.stat().st_size for file in mapped}
+        self._held = self._peak = 0
         self._registry = StorageRegistry()
-        self._profile.start()
+        self._begin_events()
         self._registry.__enter__()
 
     def moment(self, name: str) -> None:
@@ -172,11 +173,23 @@ class Meter:
         with record_function(f"{MARK}{len(self.readings)}"):
             self.readings.append(reading)
 
-    def stop(self, mapped: Iterable[Path] = ()) -> list[Reading]:
-        """Ends counting; the readings, in order. Events of mapping the files `mapped` are no allocations."""
+    def forget_events(self) -> None:
+        """Counts the events so far and drops them: those of loading billions of weights would fill the memory."""
+        self._count_events()
+        self._begin_events()
+
+    def stop(self) -> list[Reading]:
+        """Ends counting; the readings, in order."""
         self._registry.__exit__(None, None, None)
+        self._count_events()
+        return self.readings
+
+    def _begin_events(self) -> None:
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.start()
+
+    def _count_events(self) -> None:
         self._profile.stop()
-        sizes = {file.stat().st_size for file in mapped}
         results: Any = self._profile.profiler
         events = sorted(
             (
@@ -186,17 +199,15 @@ class Meter:
             ),
             key=lambda event: event[0],
         )
-        held = peak = 0
         for _, name, size in events:
             if name != "[memory]":
                 reading = self.readings[int(name.removeprefix(MARK))]
-                reading.allocator, reading.peak = held, peak
-                held = peak = reading.registry  # what was missed is not carried on
-            elif abs(size) not in sizes:
-                held += size
-                peak = max(peak, held)
+                reading.allocator, reading.peak = self._held, self._peak
+                self._held = self._peak = reading.registry  # what was missed is not carried on
+            elif abs(size) not in self._mapped:
+                self._held += size
+                self._peak = max(self._peak, self._held)
         del self._profile
-        return self.readings
 
 
 def check() -> dict[str, dict[str, int]]:

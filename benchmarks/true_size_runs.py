@@ -100,7 +100,8 @@ def train_kill_resume_predict(
     # One process: it holds the whole quantized model.
     predict = [sys.executable, "-m", "sktune.cli", "predict", str(output), "--json", "--text", SENTENCE]
     answered = run(predict, logs / "predict.log", on_gpu=on_gpu)
-    answer = json.loads((logs / "predict.log").read_text(encoding="utf-8").splitlines()[-1])
+    said = (logs / "predict.log").read_text(encoding="utf-8").splitlines()
+    answer = json.loads(next(line for line in said if line.startswith("{")))  # lines of the log may come after it
     if len(answer["tags"]) != len(SENTENCE.split()):
         raise Failed(f"predict said {answer}")
     result["predict"] = {"seconds": answered["seconds"], "tags": len(answer["tags"])}

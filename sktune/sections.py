@@ -98,6 +98,9 @@ class DataSection(Section):
     format: Literal["auto", "hub", "conll", "jsonl", "csv", "tsv", "parquet"] = Field(
         "auto", description="auto: by the file's ending for local files, hub otherwise."
     )
+    encoding: str | None = Field(
+        None, description="Of text files, for example latin-1; null: UTF-8, or what a byte order mark says."
+    )
     train: str = Field("train", description="Split name of a hub dataset, or file name inside `path`.")
     validation: str | None = Field("validation", description="Split or file; null: no validation.")
     test: str | None = Field(None, description="Split or file; null: no test.")

@@ -27,6 +27,14 @@ def check(base: PreTrainedModel) -> bool:
     family = base.config.model_type
     if getattr(base.config, "is_encoder_decoder", False):
         raise UserError(f"{family} is an encoder-decoder; sktune tunes decoders and encoders")
+    if base.config.get_text_config() is not base.config:
+        raise UserError(
+            f"{family} is made of several models (it reads more than text); give its text model, "
+            "for example `model.model.language_model`"
+        )
+    for attribute in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(getattr(base.config, attribute, None), int):
+            raise UserError(f"{family} does not say its {attribute} in the usual place; choose another model")
     if family in MISPLACING_FAMILIES:
         raise UserError(f"{family} numbers its positions in a way of its own; choose another model")
     takes_position_ids = "position_ids" in inspect.signature(type(base).forward).parameters

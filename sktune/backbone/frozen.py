@@ -113,6 +113,12 @@ class Backbone(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Token ids that have an embedding: 0 to this, exclusive."""
+        embeddings: Any = self.base.get_input_embeddings()
+        return int(embeddings.num_embeddings)
+
+    @property
     def dtype(self) -> torch.dtype:
         """What embeddings and hidden states are in."""
         dtype: torch.dtype = self.base.dtype

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
 from sktune.errors import UserError
 from sktune.sections import ModelSection, QuantizationSection
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(model: ModelSection) -> PretrainedConfig:
@@ -56,7 +59,10 @@ def read_config(model: ModelSection) -> PretrainedConfig:
             f"model.name_or_path: the weights of {model.name_or_path!r} are already quantized ({method}); "
             "give the original 16- or 32-bit weights, and set quantization.load_in_4bit or load_in_8bit"
         )
-    return config
+    text: PretrainedConfig = config.get_text_config()
+    if text is not config:
+        logger.info("model.name_or_path: %s is made of several models; its text model is tuned", config.model_type)
+    return text
 
 
 _QUANTIZED_BY = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weights import WeightSource
 from sktune.errors import UserError
+
+_TEXT_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.(?=\w)")
+"""The part of a name that says 'of the text model' where a checkpoint holds several (Gemma 3, LLaVA, Mistral 3)."""
 
 
 def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str) -> dict[str, str]:
@@ -33,9 +37,10 @@ def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str)
     prefix = network.base_model_prefix
     found: dict[str, str] = {}
     for stored in checkpoint.names():
-        target, converter = rename_source_key(stored, renamings, converters, prefix, shapes)
+        plain = _TEXT_MODEL.sub("", stored)
+        target, converter = rename_source_key(plain, renamings, converters, prefix, shapes)
         if target not in shapes:
-            target, converter = rename_source_key(stored, [], [], prefix, shapes)
+            target, converter = rename_source_key(plain, [], [], prefix, shapes)
         if target not in shapes:
             continue  # of a head, say, that is not used here
         if converter is not None:

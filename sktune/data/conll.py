@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sktune.data.tags import is_entity_tag
+from sktune.data.text_files import read_lines
 from sktune.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Sentence:
     tags: tuple[str, ...]
 
 
-def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[Sentence]:
+def read_conll(path: Path, word_column: int = 0, tag_column: int = -1, encoding: str | None = None) -> list[Sentence]:
     """Read the sentences of a CoNLL file.
 
     The first line that is neither blank, a `-DOCSTART-` line nor begins with `#` decides for the whole
@@ -28,16 +28,16 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[S
     number it is the word `#`.
 
     Args:
-        path: a UTF-8 file; a byte order mark is dropped.
+        path: the file.
         word_column: index of the column that holds the word; negative counts from the end.
         tag_column: index of the column that holds the tag; negative counts from the end.
+        encoding: as `data.encoding`.
 
     Raises:
-        UserError: naming file and line, for bytes that are not UTF-8, a line with another number of
-            columns, a
-            column that is not there, or a tag of no known scheme.
+        UserError: naming file and line, for bytes that are not of the encoding, a line with another number of
+            columns, a column that is not there, or a tag of no known scheme.
     """
-    lines = read_lines(path)
+    lines = read_lines(path, encoding)
     tabs, count = _layout(lines)
     _check_columns(path, count, word_column, tag_column)
     sentences: list[Sentence] = []
@@ -72,21 +72,6 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[S
         tags.append(tag)
     end_sentence()
     return sentences
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without line ends (only newlines end a line) and byte order mark."""
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert the file, for example: "
-            f"iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-    # not str.splitlines: it also cuts at U+2028, U+0085 and the like, which do occur inside words
-    return re.split(r"\r\n|\r|\n", text)
 
 
 def _columns(line: str, tabs: bool) -> list[str]:

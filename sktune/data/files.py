@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from sktune.data.conll import read_lines
+from sktune.data.text_files import ending as ending_of
+from sktune.data.text_files import read_lines
 from sktune.embedded import is_embedded, resolve
 from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
@@ -56,7 +56,8 @@ def find_file(folder: Path, name: str, field: str) -> Path:
             )
     if exact.is_file():
         return exact
-    fitting = [p for ending in ENDINGS if (p := exact.with_name(exact.name + ending)).is_file()]
+    endings = [ending + packed for ending in ENDINGS for packed in ("", ".gz")]
+    fitting = [p for ending in endings if (p := exact.with_name(exact.name + ending)).is_file()]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -82,9 +83,9 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
         if data.format == "conll" and not words:
             raise UserError(f"data.format: conll holds tagged words, but task.name is {task.name}.")
         return data.format
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if words and ending == ".tsv":
-        header = set(read_lines(path)[0].split("\t"))
+        header = set(read_lines(path, data.encoding)[0].split("\t"))
         return "tsv" if header & {data.words_column, data.tags_column} else "conll"
     if words and ending in _CONLL:
         return "conll"
@@ -94,27 +95,3 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
         f"{path}: cannot tell the format for {task.name} from the ending {ending!r}. "
         "Set data.format to jsonl, csv, tsv, parquet" + (" or conll." if words else ".")
     )
-
-
-def table_header(path: Path, format: str) -> list[str]:
-    """The column names in the first line of a .csv or .tsv file.
-
-    Raises:
-        UserError: for a file without rows, a first line that names a column twice or fewer columns than the
-            second line has, and for bytes that are not UTF-8.
-    """
-    lines = read_lines(path)
-    records = csv.reader(lines) if format == "csv" else (line.split("\t") for line in lines)
-    filled = (record for record in records if any(record))
-    names, first = next(filled, []), next(filled, [])
-    if not names or not first:
-        raise UserError(f"{path} holds no rows; its first line must name the columns.")
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
-    if len(first) > len(names):
-        # pandas would take the surplus column for row names and shift all the others
-        raise UserError(
-            f"{path}: the first line names {len(names)} columns, the second has {len(first)}. "
-            "The first line must name every column."
-        )
-    return names

@@ -11,7 +11,8 @@ from sktune.data.conll import read_conll
 from sktune.data.examples import Example
 from sktune.data.files import file_format, find_file
 from sktune.data.labels import label_names, named, numbers
-from sktune.data.tables import Table, read_hub, read_table
+from sktune.data.table import Table
+from sktune.data.tables import read_hub, read_table
 from sktune.data.tags import is_entity_tag, to_iob2
 from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
@@ -35,21 +36,29 @@ def read_split(data: DataSection, task: TaskSection, folder: Path | None, name: 
         UserError: with the file or split and what to do, for whatever cannot be read.
     """
     if folder is None:
+        _no_encoding(data, "of a hub dataset")
         table = read_hub(data.path, data.name, name, data.revision)
     else:
         path = find_file(folder, name, f"data.{split}")
         format = file_format(path, data, task)
         if format == "conll":
             return _read_sentences(path, data, split)
-        table = read_table(path, format)
+        if format == "parquet":
+            _no_encoding(data, "of parquet")
+        table = read_table(path, format, data.encoding)
     if not table.length:
         raise UserError(f"{table.where} holds no rows.")
     reader = _tagged_rows if task.name == "token_classification" else _text_rows
     return reader(table, data, task, split)
 
 
+def _no_encoding(data: DataSection, what: str) -> None:
+    if data.encoding is not None:
+        raise UserError(f"data.encoding: {data.encoding} would do nothing: the texts {what} are UTF-8; leave it out.")
+
+
 def _read_sentences(path: Path, data: DataSection, split: str) -> Reading:
-    sentences = read_conll(path, data.conll_word_column, data.conll_tag_column)
+    sentences = read_conll(path, data.conll_word_column, data.conll_tag_column, data.encoding)
     if not sentences:
         raise UserError(f"{path} holds no sentences.")
     tags, conversion = to_iob2([sentence.tags for sentence in sentences])
@@ -86,7 +95,7 @@ def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str)
     examples = [
         Example(row=row, words=words, reference=tags) for row, words, tags in zip(rows, all_words, iob2, strict=True)
     ]
-    report = [f"{split}: {conversion}"] if conversion else []
+    report = [*table.report, *([f"{split}: {conversion}"] if conversion else [])]
     if empty:
         report.append(f"{split}: {empty} rows without words dropped")
     return Reading(examples, unlabelled, class_names, table.where, report)
@@ -149,7 +158,7 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
         for row, (text, pair, reference) in enumerate(zip(texts, pairs, references, strict=True))
         if reference is not None
     ]
-    return Reading(examples, len(texts) - len(examples), class_names, table.where, [])
+    return Reading(examples, len(texts) - len(examples), class_names, table.where, table.report)
 
 
 def given_labels(task: TaskSection) -> tuple[str, ...] | None:

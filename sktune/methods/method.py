@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,9 +10,20 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.backbone.vocabulary import check_tokens
 from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
+from sktune.methods.prompt_text import PromptText
+
+DECAYS = "sktune_decays"
+"""Attribute of a parameter that is False where weight decay would be wrong (see `without_decay`)."""
+
+
+def without_decay(parameters: Iterable[nn.Parameter]) -> None:
+    """Marks parameters that multiply and start at 1: weight decay would take away what they multiply."""
+    for parameter in parameters:
+        setattr(parameter, DECAYS, False)
 
 
 class Method(nn.Module):
@@ -70,6 +81,10 @@ def build_method(
         UserError: where the architecture, the text or the labels do not suit the method.
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
+    for module in method.modules():
+        if isinstance(module, PromptText) and not module.input_ids.is_meta:  # a plan has no contents
+            where = "the text that the method reads"
+            check_tokens(tokenizer, backbone.vocabulary_size, module.input_ids.tolist(), where)
     return method
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from peft import PeftConfig, inject_adapter_in_model
+from torch import nn
 
 from sktune.backbone import Backbone
 from sktune.errors import UserError
 from sktune.methods.unfrozen import train_in_fp32
 
 
-def inject(config: PeftConfig, backbone: Backbone, name: str) -> None:
+def inject(config: PeftConfig, backbone: Backbone, name: str) -> list[nn.Parameter]:
     """Puts peft's layers around the backbone's; what they train is named and saved with the backbone's modules.
+
+    Returns:
+        What trains, fp32.
 
     Raises:
         UserError: where peft knows no target modules for the family, or finds none of those named.
@@ -25,3 +29,4 @@ def inject(config: PeftConfig, backbone: Backbone, name: str) -> None:
         ) from error
     backbone.model.requires_grad_(False)
     train_in_fp32(backbone, [p for key, p in backbone.model.named_parameters() if f".{name}_" in key])
+    return [p for p in backbone.model.parameters() if p.requires_grad]

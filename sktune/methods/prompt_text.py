@@ -20,10 +20,10 @@ def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
     return ids
 
 
-def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the vocabulary but for the special tokens', in order."""
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> list[int]:
+    """Ids of the vocabulary but for the special tokens', in order; those that the model has embeddings for."""
     special = set(tokenizer.all_special_ids)
-    return [token for token in range(len(tokenizer)) if token not in special]
+    return [token for token in range(min(len(tokenizer), backbone.vocabulary_size)) if token not in special]
 
 
 class PromptText(nn.Module):

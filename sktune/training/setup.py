@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
+from sktune.backbone.vocabulary import check_tokens, padding_token
 from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
 from sktune.distributed.deepspeed_config import size_deepspeed_config
 from sktune.distributed.deepspeed_engine import DeepSpeedEngine
@@ -51,6 +52,13 @@ class Setup:
 
     def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
+        backbone = self.model.backbone
+        encoded = self._encode(examples, split, score_candidates)
+        texts = (row.input_ids for row in encoded.rows)
+        check_tokens(self.tokenizer, backbone.vocabulary_size, texts, f"a text of the {split} split")
+        return encoded
+
+    def _encode(self, examples: Sequence[Example], split: str, score_candidates: bool) -> EncodedSplit:
         backbone = self.model.backbone
         if self.template is not None:
             return self.template.encode(examples, split, backbone.max_positions)
@@ -124,11 +132,12 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
     answer_tokens = None if template is None else template.template.tokens
+    check_tokens(tokenizer, backbone.vocabulary_size, [answer_tokens or ()], "a label's word")
     head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
     model = TunedModel(backbone, method, head)
     check_positions(recipe, backbone, method.positions)
-    assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
+    padding = padding_token(tokenizer, backbone.vocabulary_size)
+    collator = Collator(padding, recipe.data.padding_side, recipe.task.name, template is not None)
     return Setup(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template)
 
 

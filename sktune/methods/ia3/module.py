@@ -8,7 +8,7 @@ import peft
 
 from sktune.backbone import Backbone
 from sktune.methods.ia3.config import IA3Config
-from sktune.methods.method import Method
+from sktune.methods.method import Method, without_decay
 from sktune.methods.peft_layers import inject
 
 
@@ -22,4 +22,4 @@ class IA3(Method):
             feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
             fan_in_fan_out=backbone.stores_transposed,
         )
-        inject(layers, backbone, "ia3")
+        without_decay(inject(layers, backbone, "ia3"))

@@ -44,7 +44,7 @@ class PrefixTuning(Method):
             self.change = nn.Parameter(torch.zeros(2, self.layers, self.positions, self.width))
         else:
             # Which module attends in which layer is learned by reading; one token is enough.
-            ids = ordinary_tokens(tokenizer)[:1]
+            ids = ordinary_tokens(tokenizer, backbone)[:1]
             self.positions = config.num_virtual_tokens or DEFAULT_LENGTH
             settings = peft.PrefixTuningConfig(
                 num_virtual_tokens=self.positions,

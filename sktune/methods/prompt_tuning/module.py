@@ -42,7 +42,7 @@ class PromptTuning(Method):
             )
             self.embedding = PromptEmbedding(settings, None)
         else:
-            ids = _start(config, tokenizer, labels)
+            ids = _start(config, backbone, tokenizer, labels)
             chosen = list(islice(cycle(ids), length or len(ids)))
             self.tokens = PromptText(chosen, backbone.hidden_size, trainable=True)
         self.positions = length or (DEFAULT_LENGTH if self.tokens is None else len(self.tokens))
@@ -55,7 +55,9 @@ class PromptTuning(Method):
         return Woven(prompt=self.embedding(torch.arange(self.positions, device=weight.device))[None])
 
 
-def _start(config: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
+def _start(
+    config: PromptTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+) -> list[int]:
     if config.init == "text":
         assert config.text is not None
         return encode_prompt_text(tokenizer, config.text)
@@ -64,7 +66,7 @@ def _start(config: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase, label
         if not ids:
             raise UserError("method.init: labels needs a task with named labels; use vocabulary, text or random")
         return ids
-    words = ordinary_tokens(tokenizer)
+    words = ordinary_tokens(tokenizer, backbone)
     # On the CPU, whatever the default device is: a plan builds the method without contents.
     drawn = torch.randint(len(words), (config.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
     return [words[i] for i in drawn.tolist()]
