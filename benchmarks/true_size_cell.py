@@ -26,10 +26,9 @@ from sharding_meter import Meter, begin_cell
 from sktune.distributed.placement import Partitioned
 from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
-from sktune.training.assembly import assemble
-from sktune.training.evaluation import labels_that_count, model_inputs
+from sktune.training.evaluate import labels_that_count, model_inputs
 from sktune.training.meters import frozen_bytes
-from sktune.training.run import build_engine
+from sktune.training.setup import build_engine, prepare
 
 STEPS = 4
 """ZeRO-3 learns the order of the modules in the first ones, and the very first one reads the text."""
@@ -59,7 +58,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     meter.start(Path(recipe.model.name_or_path).glob("*.safetensors"))
     meter.moment("nothing")
     with forgetting_events(meter):
-        assembly = assemble(recipe, ranks)
+        assembly = prepare(recipe, ranks)
     meter.moment("loaded")
     engine, _ = build_engine(assembly, ranks)
     meter.moment("after_load")

@@ -21,6 +21,7 @@ from sktune.comparison.command import (
     run_report,
 )
 from sktune.embedded import check_fetched
+from sktune.errors import UserError
 from sktune.process import guarded, join_ranks, leave, prepare_process
 from sktune.training.stopping import advising
 
@@ -208,7 +209,7 @@ def _run_fetch(options: argparse.Namespace) -> None:
     from sktune.embedded.fetch import fetch, list_catalog
 
     if options.list == bool(options.names):
-        raise ValueError("give the names to fetch, or --list alone to see what there is")
+        raise UserError("give the names to fetch, or --list alone to see what there is")
     if options.list:
         list_catalog()
     else:
@@ -221,9 +222,9 @@ def _run_predict(options: argparse.Namespace) -> None:
         try:
             texts += [line for line in options.file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except OSError as error:
-            raise ValueError(f"--file: {options.file} cannot be read: {error.strerror}") from error
+            raise UserError(f"--file: {options.file} cannot be read: {error.strerror}") from error
     if not texts:
-        raise ValueError("--text: nothing to predict; give --text or --file")
+        raise UserError("--text: nothing to predict; give --text or --file")
     ranks = join_ranks(1800)
     from sktune.inference import predict
 

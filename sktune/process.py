@@ -11,6 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from sktune.errors import UserError
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed ou
 def guarded(command: Any, *arguments: Any) -> int:
     """Runs a command; returns its exit status, 0 where it has none of its own.
 
-    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same. A
-    command that was told to stop ends with 128 and the signal's number; see `training.stopping`.
+    What the user can mend (a `UserError`, a loss that is no number, a file without rights or space) becomes one message
+    and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same. Every other error is a defect and shows
+    its traceback. A command that was told to stop ends with 128 and the signal's number; see `training.stopping`.
     """
     with listening():
         try:
             return command(*arguments) or 0
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (UserError, FloatingPointError, OSError) as error:
             # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
             if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
                 raise

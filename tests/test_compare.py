@@ -33,8 +33,7 @@ from sktune.comparison.command import overrides_of
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
-from sktune.comparison.results import read_results
-from sktune.comparison.state import CellState, ComparisonState, load_state
+from sktune.comparison.results import CellState, ComparisonState, load_state, read_results
 from sktune.comparison.tables import as_csv, as_json, as_markdown, write_report
 from sktune.data import load_splits
 from sktune.files import locked
@@ -453,7 +452,7 @@ def test_a_failed_cell_does_not_stop_the_others(
     assert statuses(folder) == {"broken-seed42": "failed", "head_only-seed42": "finished"}
     error = load_state(folder).cell("broken-seed42").error
     assert error is not None
-    assert error.startswith("ValueError: ")
+    assert error.startswith("UserError: ")
     assert "no_such_layer" in error
     assert "Traceback" in (folder / "cells" / "broken-seed42" / "error.txt").read_text()
     assert "failed: broken-seed42" in capsys.readouterr().out

@@ -31,11 +31,12 @@ from sktune.data import Collator
 from sktune.inference import evaluate_run, predict
 from sktune.methods.full.config import FullFineTuningConfig
 from sktune.methods.method import build_method
+from sktune.model.adapter import read_adapter
 from sktune.model.tuned_model import TunedModel, build_head, put_weights
 from sktune.recipe import load_recipe
 from sktune.sections import TaskSection
-from sktune.training.assembly import assemble, read_adapter
 from sktune.training.checkpoint import checkpoint_path
+from sktune.training.setup import prepare
 
 WITH_HEAD = ("token", "sequence", "pair", "regression")
 WHOLE: Sections = {"training": {"per_device_train_batch_size": TRAIN, "max_steps": 1}}
@@ -235,7 +236,7 @@ def test_a_saved_adapter_answers_as_the_checkpoint_it_was_made_of(workshop: Work
     step = summary_of(output)["best_step"]
     kept, saved = checkpoint_weights(output, step), read_adapter(output / "adapter")[0]
     assert set(kept) == set(saved) | {"head.centre"}
-    assembly = assemble(load_recipe(output / "recipe.yaml"), ONE_RANK)
+    assembly = prepare(load_recipe(output / "recipe.yaml"), ONE_RANK)
     assert set(saved) == set(assembly.model.trainable_parameters())  # the format of adapters knows no centre
     assert assembly.raw is not None and assembly.raw.test is not None
     rows = assembly.encode(assembly.raw.test, "test").rows

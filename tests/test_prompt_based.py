@@ -52,8 +52,8 @@ from sktune.planning.skeleton import find_skeleton
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import load_recipe
 from sktune.sections import DataSection, ModelSection, QuantizationSection
-from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import list_checkpoints
+from sktune.training.setup import Setup, prepare
 
 TEMPLATE = "w30 {text} w31 {answer}"
 WORDS = {"people": "w50", "places": "w51"}
@@ -78,12 +78,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def assembled(workshop: Workshop, folder: Path, *changes: Sections) -> Assembly:
+def assembled(workshop: Workshop, folder: Path, *changes: Sections) -> Setup:
     model: Sections = {"model": {"name_or_path": str(folder)}}
-    return assemble(load_recipe(workshop.write("assembled", model, *changes)), ONE_RANK)
+    return prepare(load_recipe(workshop.write("assembled", model, *changes)), ONE_RANK)
 
 
-def scored(assembly: Assembly, rows: Sequence[Any], side: str) -> tuple[torch.Tensor, float]:
+def scored(assembly: Setup, rows: Sequence[Any], side: str) -> tuple[torch.Tensor, float]:
     """(logits [rows, labels], loss) of one batch."""
     assembly.collator.padding_side = side
     batch = assembly.collator(rows)
@@ -195,12 +195,12 @@ def test_prompt_based_starts_as_in_context(workshop: Workshop, folders: dict[str
     assert trained["trainable_parameters"] == trained["all_parameters"]
 
 
-def _first_batch(assembly: Assembly) -> list[Any]:
-    from sktune.training.loop import plan_steps
+def _first_batch(assembly: Setup) -> list[Any]:
+    from sktune.training.steps import Steps
 
     assert assembly.raw is not None
-    encoded = assembly.encode(assembly.raw.train, "train")
-    return [encoded.rows[number] for number in plan_steps(assembly, encoded.lengths, 1)[0].epoch(0)[0]]
+    rows = assembly.encode(assembly.raw.train, "train").rows
+    return [rows[number] for number in Steps(assembly, rows, ONE_RANK).row_numbers(0)]
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -37,7 +37,7 @@ from training_fixtures import (
 )
 
 from sktune.cli import main
-from sktune.comparison.state import load_state
+from sktune.comparison.results import load_state
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
 TRAIN = ROOT / "launchers" / "train.py"

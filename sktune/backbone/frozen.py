@@ -24,6 +24,7 @@ from sktune.backbone.attention import (
     set_prefix,
 )
 from sktune.backbone.prefix_cache import PrefixCache
+from sktune.errors import UserError
 
 
 class Woven(NamedTuple):
@@ -53,7 +54,7 @@ class Backbone(nn.Module):
             refused.
 
     Raises:
-        ValueError: for an architecture that cannot be tuned this way, by its name.
+        UserError: for an architecture that cannot be tuned this way, by its name.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Backbone(nn.Module):
         """Of each block, the layers that attention and feed-forward end with.
 
         Raises:
-            ValueError: for a family whose layers are not known by name.
+            UserError: for a family whose layers are not known by name.
         """
         return [architecture.sublayer_outputs(block, self.family) for block in self.blocks]
 
@@ -207,13 +208,13 @@ class Backbone(nn.Module):
         """Routes attention through the prefix-aware functions; needed once, by a method with a prefix or gated prompts.
 
         Raises:
-            ValueError: where the architecture neither uses the attention interface nor is known to read a
+            UserError: where the architecture neither uses the attention interface nor is known to read a
                 prefix from its cache.
         """
         if self.uses_cache_for_prefix:
             return
         if not getattr(self.base, "_supports_attention_backend", False):
-            raise ValueError(
+            raise UserError(
                 f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
                 "transformers' attention interface; use sk_prompt"
             )
@@ -254,10 +255,10 @@ class Backbone(nn.Module):
             Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
 
         Raises:
-            ValueError: for a prefix, where the attention may hide it.
+            UserError: for a prefix, where the attention may hide it.
         """
         if woven.prefix is not None and not self.visible_prefix:
-            raise ValueError(
+            raise UserError(
                 f"method.name: a prefix was made for a {self.family} that was loaded without visible_prefix, where the "
                 "attention may hide it from some tokens; the method's section must say visible_prefix = True"
             )

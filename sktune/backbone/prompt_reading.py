@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from sktune.backbone.attention import LayerKeyValues, record_keys_and_values
 from sktune.backbone.frozen import Backbone
+from sktune.errors import UserError
 
 
 class PromptSemantics(NamedTuple):
@@ -49,7 +50,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
         embeds: [1, P, d], the text's token embeddings.
 
     Raises:
-        ValueError: where the layers do not each have their own attention of one shape.
+        UserError: where the layers do not each have their own attention of one shape.
     """
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     with backbone.without_checkpointing():
@@ -67,7 +68,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
     shapes = {states.shape for _, kv in record for states in kv}
     depth = backbone.config.num_hidden_layers
     if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
-        raise ValueError(
+        raise UserError(
             f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
             f"same shape in each of its {depth} layers; use sk_prompt"
         )
@@ -88,11 +89,11 @@ def read_hidden_states(backbone: Backbone, embeds: torch.Tensor, cut_layer: int)
         [P, d].
 
     Raises:
-        ValueError: where the model has fewer blocks.
+        UserError: where the model has fewer blocks.
     """
     depth = backbone.config.num_hidden_layers
     if cut_layer > depth:
-        raise ValueError(f"method.cut_layer: {cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}")
+        raise UserError(f"method.cut_layer: {cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}")
     if cut_layer == 0:
         return embeds[0]
     kept: list[torch.Tensor] = []

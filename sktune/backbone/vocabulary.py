@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
+from sktune.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +39,7 @@ def check_tokens(
         where: what the texts are, for the message.
 
     Raises:
-        ValueError: naming the token, its id and the number of embeddings.
+        UserError: naming the token, its id and the number of embeddings.
     """
     if len(tokenizer) <= embeddings:
         return
@@ -45,7 +47,7 @@ def check_tokens(
         outside = next((token for token in ids if token >= embeddings), None)
         if outside is not None:
             name = tokenizer.name_or_path or type(tokenizer).__name__
-            raise ValueError(
+            raise UserError(
                 f"model.tokenizer: {name} makes the token {tokenizer.convert_ids_to_tokens(outside)!r} (id {outside}) "
                 f"of {where}, and the model has embeddings for {embeddings} tokens, ids 0 to {embeddings - 1}; give "
                 "the model's own tokenizer, or a model whose embeddings were resized to this one"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sktune.embedded import check_fetched
+from sktune.errors import UserError
 from sktune.files import COMPARISON_FILE, REPORT_FOLDER
 from sktune.process import join_ranks, leave, prepare_process
 from sktune.training.stopping import advising
@@ -53,7 +54,7 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     """The command line as overrides of the recipe.
 
     Raises:
-        ValueError: for a grid that is not `field=value,value`.
+        UserError: for a grid that is not `field=value,value`.
     """
     overrides = list(options.overrides)
     if options.seeds is not None:
@@ -63,10 +64,10 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     for item in options.grid:
         field, equals, values = item.partition("=")
         if not equals or not values.strip():
-            raise ValueError(f"--grid: {item!r} is not FIELD=VALUE,VALUE, for example training.learning_rate=1e-3,3e-3")
+            raise UserError(f"--grid: {item!r} is not FIELD=VALUE,VALUE, for example training.learning_rate=1e-3,3e-3")
         field, values = field.strip(), values.strip()
         if any(one.startswith(f"compare.grid.{field}=") for one in overrides):
-            raise ValueError(f"--grid: {field} is given twice; list its values in one, separated by commas")
+            raise UserError(f"--grid: {field} is given twice; list its values in one, separated by commas")
         overrides.append(f"compare.grid.{field}={values if values.startswith('[') else f'[{values}]'}")
     return overrides
 
@@ -75,7 +76,7 @@ def refuse_idle(overrides: Sequence[str]) -> None:
     """Refuses overrides that mean something to a single run only.
 
     Raises:
-        ValueError: for the first of them.
+        UserError: for the first of them.
     """
     instead = {
         "output.overwrite": "a comparison never writes over its cells; remove the folder, or give another (--output)",
@@ -84,7 +85,7 @@ def refuse_idle(overrides: Sequence[str]) -> None:
     }
     for override in overrides:
         if why := instead.get(override.partition("=")[0].strip()):
-            raise ValueError(f"{override}: {why}")
+            raise UserError(f"{override}: {why}")
 
 
 def run_compare(recipe: str, options: argparse.Namespace) -> int:
@@ -101,7 +102,7 @@ def run_compare(recipe: str, options: argparse.Namespace) -> int:
     if refused:
         message = refusal_message(refused)
         if not options.skip_refused or not cells:
-            raise ValueError(message)
+            raise UserError(message)
         print(message, file=sys.stderr)
     with advising("the same command goes on from there"):
         ranks = join_ranks(own.distributed.timeout_seconds)
@@ -135,7 +136,7 @@ def run_report(options: argparse.Namespace) -> int:
     if (folder / COMPARISON_FILE).exists() or (options.tracking_uri is None and folder.is_dir()):
         results, place = read_results(folder), folder / REPORT_FOLDER
     elif uri is None:
-        raise ValueError(
+        raise UserError(
             f"{folder}: no such folder; give the folder of a comparison, or the name of an MLflow experiment with "
             f"--tracking-uri (there is no {store} here)"
         )

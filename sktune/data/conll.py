@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sktune.data.tags import is_entity_tag
 from sktune.data.text_files import read_lines
+from sktune.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1, encoding:
         encoding: as `data.encoding`.
 
     Raises:
-        ValueError: naming file and line, for bytes that are not of the encoding, a line with another number of
+        UserError: naming file and line, for bytes that are not of the encoding, a line with another number of
             columns, a column that is not there, or a tag of no known scheme.
     """
     lines = read_lines(path, encoding)
@@ -57,13 +58,13 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1, encoding:
         if len(columns) != count:
             if line.startswith("# ") or line == "#":
                 continue
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: {len(columns)} columns where the file's first line has {count} "
                 f"({'tab' if tabs else 'space'}-separated): {line!r}. Give every line the same columns."
             )
         tag = columns[tag_column].strip()
         if not is_entity_tag(tag):
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...). "
                 f"data.conll_tag_column ({tag_column}) must name the tag's column; a header line must go."
             )
@@ -90,9 +91,9 @@ def _check_columns(path: Path, count: int, word_column: int, tag_column: int) ->
         return  # an empty file: its reader says so
     for field, column in (("conll_word_column", word_column), ("conll_tag_column", tag_column)):
         if not -count <= column < count:
-            raise ValueError(f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1}).")
+            raise UserError(f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1}).")
     if word_column % count == tag_column % count:
-        raise ValueError(
+        raise UserError(
             f"{path}: word and tag would both come from column {word_column % count} of {count}. Set "
             "data.conll_word_column and data.conll_tag_column; a CoNLL file has at least two columns."
         )

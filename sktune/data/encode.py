@@ -49,7 +49,7 @@ def encode_split(
             and has a separator.
 
     Raises:
-        ValueError: for a slow tokenizer, a maximum length that special tokens fill, or a wrong template.
+        UserError: for a slow tokenizer, a maximum length that special tokens fill, or a wrong template.
     """
     if is_encoder is None:
         is_encoder = add_special_tokens and tokenizer.sep_token_id is not None

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import continuation, tokenize
+from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
 
 
@@ -36,14 +37,14 @@ def encode_causal(
     training. Without, a label outside the label set leaves the prompt alone, unlabelled.
 
     Raises:
-        ValueError: for a tokenizer without an end-of-sequence token, or candidates without label words.
+        UserError: for a tokenizer without an end-of-sequence token, or candidates without label words.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
         name = tokenizer.name_or_path or type(tokenizer).__name__
-        raise ValueError(f"task.name: causal_lm needs an end-of-sequence token; tokenizer {name} has none.")
+        raise UserError(f"task.name: causal_lm needs an end-of-sequence token; tokenizer {name} has none.")
     if score_candidates and (task.label_words is None or not labels):
-        raise ValueError("task.label_words: scoring candidates needs the words of each label.")
+        raise UserError("task.label_words: scoring candidates needs the words of each label.")
     words = {label: _target(tokenizer, text, eos) for label, text in (task.label_words or {}).items()}
 
     prompts = [template.fill(example) for example in examples]

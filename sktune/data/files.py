@@ -7,6 +7,7 @@ from pathlib import Path
 from sktune.data.text_files import ending as ending_of
 from sktune.data.text_files import read_lines
 from sktune.embedded import is_embedded, resolve
+from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
 
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
@@ -21,7 +22,7 @@ def local_folder(data: DataSection) -> Path | None:
     repository; otherwise an existing folder is local, and so is whatever looks like a path.
 
     Raises:
-        ValueError: for a path that must be local and is no folder.
+        UserError: for a path that must be local and is no folder.
     """
     if is_embedded(data.path):
         return resolve(data.path, "data")
@@ -31,12 +32,12 @@ def local_folder(data: DataSection) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ValueError(
+        raise UserError(
             f"data.path: {data.path} is a file. Set data.path to its folder ({folder.parent}) and data.train "
             f"to its name ({folder.name})."
         )
     if data.format != "auto" or data.path.startswith((".", "/", "~")) or Path(data.train).is_absolute():
-        raise ValueError(f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id.")
+        raise UserError(f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id.")
     return None
 
 
@@ -44,12 +45,12 @@ def find_file(folder: Path, name: str, field: str) -> Path:
     """The file that the recipe's `field` means: `name` inside `folder`, with or without its ending.
 
     Raises:
-        ValueError: listing the files there, when none or several fit; or for a `save_to_disk` folder.
+        UserError: listing the files there, when none or several fit; or for a `save_to_disk` folder.
     """
     exact = folder / Path(name).expanduser()
     for candidate in (folder, exact):
         if any((candidate / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-            raise ValueError(
+            raise UserError(
                 f"{field}: {candidate} was written by datasets.save_to_disk, a cache, no data format. Write "
                 "parquet instead: datasets.load_from_disk(folder)['train'].to_parquet('train.parquet')"
             )
@@ -61,10 +62,10 @@ def find_file(folder: Path, name: str, field: str) -> Path:
         return fitting[0]
     if fitting:
         names = ", ".join(p.name for p in fitting)
-        raise ValueError(f"{field}: {name!r} could be any of {names} in {folder}. Write the whole file name.")
+        raise UserError(f"{field}: {name!r} could be any of {names} in {folder}. Write the whole file name.")
     there = exact.parent if exact.parent.is_dir() else folder
     files = sorted(p.name for p in there.iterdir() if p.is_file())
-    raise ValueError(
+    raise UserError(
         f"{field}: there is no file {name!r} (nor with one of {', '.join(ENDINGS)}) in {there}. "
         f"Files there: {', '.join(files) or 'none'}."
         + (" Set it to null to go without." if field != "data.train" else "")
@@ -80,7 +81,7 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
     words = task.name == "token_classification"
     if data.format not in ("auto", "hub"):
         if data.format == "conll" and not words:
-            raise ValueError(f"data.format: conll holds tagged words, but task.name is {task.name}.")
+            raise UserError(f"data.format: conll holds tagged words, but task.name is {task.name}.")
         return data.format
     ending = ending_of(path)
     if words and ending == ".tsv":
@@ -90,7 +91,7 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
         return "conll"
     if ending in _TABLES:
         return _TABLES[ending]
-    raise ValueError(
+    raise UserError(
         f"{path}: cannot tell the format for {task.name} from the ending {ending!r}. "
         "Set data.format to jsonl, csv, tsv, parquet" + (" or conll." if words else ".")
     )

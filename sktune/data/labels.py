@@ -9,6 +9,7 @@ from typing import Any
 
 from sktune.data.examples import Example
 from sktune.data.tags import iob2_labels
+from sktune.errors import UserError
 
 
 def as_integer(value: Any) -> int | None:
@@ -38,7 +39,7 @@ def named(value: Any, class_names: Sequence[str] | None, given: Sequence[str] | 
     name.
 
     Raises:
-        ValueError: for an integer outside the names, beginning with `where`.
+        UserError: for an integer outside the names, beginning with `where`.
     """
     number = as_integer(value)
     names = class_names
@@ -49,7 +50,7 @@ def named(value: Any, class_names: Sequence[str] | None, given: Sequence[str] | 
     if names is None:
         return str(number)
     if not 0 <= number < len(names):
-        raise ValueError(f"{where}: label {number} is outside the {len(names)} names {', '.join(names)}.")
+        raise UserError(f"{where}: label {number} is outside the {len(names)} names {', '.join(names)}.")
     return names[number]
 
 
@@ -74,7 +75,7 @@ def numbers(values: Sequence[Any], where: str) -> list[float | None]:
     """The numbers of a regression column, None where missing (see `label_names`).
 
     Raises:
-        ValueError: naming the row of a value that is no finite number.
+        UserError: naming the row of a value that is no finite number.
     """
     hidden = all_hidden(values)
     result: list[float | None] = []
@@ -87,7 +88,7 @@ def numbers(values: Sequence[Any], where: str) -> list[float | None]:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{where}, row {row}: regression needs a finite number, not {value!r}.")
+            raise UserError(f"{where}, row {row}: regression needs a finite number, not {value!r}.")
         result.append(number)
     return result
 
@@ -104,7 +105,7 @@ def infer_labels(train: Sequence[Example], class_names: Sequence[str] | None) ->
     names that occur: integers by value, all others sorted as text.
 
     Raises:
-        ValueError: where fewer than two labels occur.
+        UserError: where fewer than two labels occur.
     """
     occurring = _label_counts(train)
     if any(example.words for example in train):
@@ -116,7 +117,7 @@ def infer_labels(train: Sequence[Example], class_names: Sequence[str] | None) ->
     else:
         labels = tuple(sorted(occurring))
     if len(labels) < 2:
-        raise ValueError(
+        raise UserError(
             f"the training split holds the label {labels[0]!r} only, so there is nothing to learn. "
             "Check the label or tag column, or set task.labels."
         )
@@ -129,7 +130,7 @@ def check_training_labels(train: Sequence[Example], labels: Sequence[str], field
     for example in train:
         unknown = [name for name in _names(example) if name not in known]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{where}, row {example.row}: label {unknown[0]!r} is not in {field} ({', '.join(labels)}). "
                 f"Add it there, or correct the data."
             )

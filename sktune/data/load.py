@@ -6,6 +6,7 @@ from sktune.data.examples import Example, RawSplits
 from sktune.data.files import local_folder
 from sktune.data.labels import absent_labels, check_training_labels, infer_labels, unseen_labels
 from sktune.data.reading import Reading, given_labels, read_split
+from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
 
 
@@ -18,7 +19,7 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
     only then `data.max_*_samples` takes the first so many examples of each split, in the order of the file.
 
     Raises:
-        ValueError: with one clear message on what is wrong where, and what to do.
+        UserError: with one clear message on what is wrong where, and what to do.
     """
     folder = local_folder(data)
     report: list[str] = []
@@ -32,7 +33,7 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
             report.append(f"test: none of the {reading.unlabelled} rows has a label; the split is left out")
             return None
         if not reading.examples:
-            raise ValueError(
+            raise UserError(
                 f"data.{split}: no row of {reading.where} has a label"
                 + ("." if split == "train" else f"; set data.{split} to null or to a labelled split.")
             )
@@ -83,5 +84,5 @@ def _label_set(task: TaskSection, train: Reading) -> tuple[str, ...] | None:
     if task.label_words is not None:
         without = [label for label in given if label not in task.label_words]
         if without:
-            raise ValueError(f"task.label_words: no words for {', '.join(without)} of task.labels.")
+            raise UserError(f"task.label_words: no words for {', '.join(without)} of task.labels.")
     return given

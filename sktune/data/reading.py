@@ -14,6 +14,7 @@ from sktune.data.labels import label_names, named, numbers
 from sktune.data.table import Table
 from sktune.data.tables import read_hub, read_table
 from sktune.data.tags import is_entity_tag, to_iob2
+from sktune.errors import UserError
 from sktune.sections import DataSection, TaskSection
 
 
@@ -32,7 +33,7 @@ def read_split(data: DataSection, task: TaskSection, folder: Path | None, name: 
     """Read the hub split or file `name` as the `split` (train, validation or test) of a run.
 
     Raises:
-        ValueError: with the file or split and what to do, for whatever cannot be read.
+        UserError: with the file or split and what to do, for whatever cannot be read.
     """
     if folder is None:
         _no_encoding(data, "of a hub dataset")
@@ -46,20 +47,20 @@ def read_split(data: DataSection, task: TaskSection, folder: Path | None, name: 
             _no_encoding(data, "of parquet")
         table = read_table(path, format, data.encoding)
     if not table.length:
-        raise ValueError(f"{table.where} holds no rows.")
+        raise UserError(f"{table.where} holds no rows.")
     reader = _tagged_rows if task.name == "token_classification" else _text_rows
     return reader(table, data, task, split)
 
 
 def _no_encoding(data: DataSection, what: str) -> None:
     if data.encoding is not None:
-        raise ValueError(f"data.encoding: {data.encoding} would do nothing: the texts {what} are UTF-8; leave it out.")
+        raise UserError(f"data.encoding: {data.encoding} would do nothing: the texts {what} are UTF-8; leave it out.")
 
 
 def _read_sentences(path: Path, data: DataSection, split: str) -> Reading:
     sentences = read_conll(path, data.conll_word_column, data.conll_tag_column, data.encoding)
     if not sentences:
-        raise ValueError(f"{path} holds no sentences.")
+        raise UserError(f"{path} holds no sentences.")
     tags, conversion = to_iob2([sentence.tags for sentence in sentences])
     examples = [Example(row=row, words=sentence.words, reference=tags[row]) for row, sentence in enumerate(sentences)]
     return Reading(examples, 0, None, str(path), [f"{split}: {conversion}"] if conversion else [])
@@ -85,7 +86,7 @@ def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str)
         values = _items(tag_cell, where, "data.tags_column")
         tags = tuple(named(value, class_names, task.labels, where) for value in values)
         if len(tags) != len(words):
-            raise ValueError(f"{where}: {len(words)} words but {len(tags)} tags.")
+            raise UserError(f"{where}: {len(words)} words but {len(tags)} tags.")
         _check_tags(tags, where)
         rows.append(row)
         all_words.append(words)
@@ -108,18 +109,18 @@ def _items(cell: Any, where: str, field: str) -> Sequence[Any]:
         return cell.split()
     if isinstance(cell, list):
         return cell
-    raise ValueError(f"{where}: {field} must hold a list (or blank-separated text), not {cell!r}.")
+    raise UserError(f"{where}: {field} must hold a list (or blank-separated text), not {cell!r}.")
 
 
 def _check_tags(tags: Sequence[str], where: str) -> None:
     for tag in tags:
         if tag.isdigit():
-            raise ValueError(
+            raise UserError(
                 f"{where}: the tag {tag} is a number without a name. List the tags' names in task.labels, in "
                 "the order of their numbers."
             )
         if not is_entity_tag(tag):
-            raise ValueError(f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...).")
+            raise UserError(f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...).")
 
 
 def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -> Reading:
@@ -127,10 +128,10 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
     if data.text_pair_column is not None:
         fields["data.text_pair_column"] = data.text_pair_column
     elif task.name == "pair_classification":
-        raise ValueError("data.text_pair_column: pair_classification reads two texts; name the second's column.")
+        raise UserError("data.text_pair_column: pair_classification reads two texts; name the second's column.")
     free_text = task.name == "causal_lm" and task.label_words is None
     if free_text and data.target_column is None:
-        raise ValueError("data.target_column: causal_lm needs a column of target texts, or task.label_words.")
+        raise UserError("data.target_column: causal_lm needs a column of target texts, or task.label_words.")
     answer = "data.target_column" if free_text else "data.label_column"
     fields[answer] = str(data.target_column) if free_text else data.label_column
     columns = table.columns(fields)
@@ -169,5 +170,5 @@ def given_labels(task: TaskSection) -> tuple[str, ...] | None:
 
 def _text(value: Any, where: str, row: int, field: str) -> str:
     if value is None:
-        raise ValueError(f"{where}, row {row}: {field} is null. Drop the row, or give it a text (it may be '').")
+        raise UserError(f"{where}, row {row}: {field} is null. Drop the row, or give it a text (it may be '').")
     return str(value)

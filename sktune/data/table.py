@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sktune.errors import UserError
+
 
 @dataclass(frozen=True)
 class Table:
@@ -39,14 +41,14 @@ class Table:
             Recipe field -> values, one per row.
 
         Raises:
-            ValueError: naming the field and the columns there are, for a column that is not there.
+            UserError: naming the field and the columns there are, for a column that is not there.
         """
         for source, column in wanted.items():
             if self._root(column) not in self.names:
                 near = difflib.get_close_matches(column, self.names, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else f" Set {source} to one of them."
                 listed = ", ".join(self.names)
-                raise ValueError(f"{source}: no column {column!r} in {self.where}. Columns: {listed}.{hint}")
+                raise UserError(f"{source}: no column {column!r} in {self.where}. Columns: {listed}.{hint}")
         values = self.fetch(list(dict.fromkeys(map(self._root, wanted.values()))))
         found: dict[str, list[Any]] = {}
         for source, column in wanted.items():
@@ -67,6 +69,6 @@ def _inside(cell: Any, column: str, where: str) -> Any:
             return None
         if not isinstance(cell, dict) or key not in cell:
             held = f"an object with {', '.join(cell)}" if isinstance(cell, dict) else type(cell).__name__
-            raise ValueError(f"{where}: {column!r} needs an object with {key!r} there, and this is {held}.")
+            raise UserError(f"{where}: {column!r} needs an object with {key!r} there, and this is {held}.")
         cell = cell[key]
     return cell

@@ -9,6 +9,7 @@ import datasets
 
 from sktune.data.table import Table
 from sktune.data.text_tables import read_json, read_separated
+from sktune.errors import UserError
 
 # Names that load_dataset would take for a reader of whatever lies in the working directory.
 _READERS = ("csv", "json", "parquet", "text", "arrow", "conll", "pandas", "webdataset", "xml")
@@ -18,15 +19,15 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> T
     """A split of a hub dataset (or of a local folder laid out like one); no loading script is ever run.
 
     Raises:
-        ValueError: with the library's reason, where the split cannot be read.
+        UserError: with the library's reason, where the split cannot be read.
     """
     if path in _READERS:
-        raise ValueError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
+        raise UserError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
     where = f"split {split!r} of {path}" + (f" ({name})" if name else "")
     try:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # every failure of a foreign library, in one clear line
-        raise ValueError(
+        raise UserError(
             f"cannot read {where}: {_reason(error)} "
             "Check data.path, data.name, data.revision and the split names; a local folder must exist."
         ) from error
@@ -45,7 +46,7 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
         encoding: as `data.encoding`.
 
     Raises:
-        ValueError: naming the file (and the line of text) that cannot be read.
+        UserError: naming the file (and the line of text) that cannot be read.
     """
     if format == "jsonl":
         return read_json(path, encoding)
@@ -54,7 +55,7 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
     try:
         dataset = datasets.load_dataset(format, data_files=glob.escape(str(path)), split="train")
     except Exception as error:  # every failure of a foreign library, in one clear line
-        raise ValueError(f"{path}: cannot be read as {format}: {_reason(error)}") from error
+        raise UserError(f"{path}: cannot be read as {format}: {_reason(error)}") from error
     return _table(dataset, str(path))
 
 

@@ -8,6 +8,8 @@ import re
 import zlib
 from pathlib import Path
 
+from sktune.errors import UserError
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark its own begins with
@@ -31,19 +33,19 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         encoding: as `data.encoding`; None: what a byte order mark says, UTF-8 without one.
 
     Raises:
-        ValueError: naming the file, and for bytes that are not of the encoding the line.
+        UserError: naming the file, and for bytes that are not of the encoding the line.
     """
     raw = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: is no whole gzip file ({error}); write it again, or unpack it") from None
+            raise UserError(f"{path}: is no whole gzip file ({error}); write it again, or unpack it") from None
     marked = next((name for mark, name in _MARKS if raw.startswith(mark)), None)
     chosen = encoding or marked or "utf-8"
     if encoding is None and marked is None and b"\0" in raw:
         # Latin letters in UTF-16 are valid UTF-8, with a NUL after each.
-        raise ValueError(
+        raise UserError(
             f"{path} holds NUL bytes, as UTF-16 without a byte order mark does; set data.encoding to utf-16-le or "
             "utf-16-be, or write the file again"
         )
@@ -52,9 +54,9 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
         advice = f"set data.encoding (latin-1, cp1252 ...), or convert it: iconv -f latin1 -t utf-8 {path.name}"
-        raise ValueError(f"{path}:{number}: byte 0x{raw[error.start]:02x} is not {chosen.upper()}; {advice}") from None
+        raise UserError(f"{path}:{number}: byte 0x{raw[error.start]:02x} is not {chosen.upper()}; {advice}") from None
     except LookupError:
-        raise ValueError(
+        raise UserError(
             f"data.encoding: {chosen!r} is no encoding that Python knows; utf-8, latin-1, cp1252, utf-16 ..."
         ) from None
 

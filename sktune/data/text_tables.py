@@ -14,6 +14,7 @@ from typing import Any
 
 from sktune.data.table import Table
 from sktune.data.text_files import read_lines, read_text
+from sktune.errors import UserError
 
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
@@ -23,13 +24,13 @@ def read_separated(path: Path, format: str, encoding: str | None) -> Table:
     records = _records(path, format, encoding)
     _, names = next(records, (0, []))
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
+        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
     columns: dict[str, list[str | None]] = {name: [] for name in names}
     broken: list[int] = []
     row = 0
     for row, (line, cells) in enumerate(records, start=1):
         if len(cells) > len(names):
-            raise ValueError(
+            raise UserError(
                 f"{path}: the first line names {len(names)} columns, line {line} has {len(cells)} cells. Name every "
                 "column there" + ('; a cell with a comma in it needs quotes (").' if format == "csv" else ".")
             )
@@ -38,7 +39,7 @@ def read_separated(path: Path, format: str, encoding: str | None) -> Table:
         if any("\n" in cell or "\r" in cell for cell in cells):
             broken.append(row - 1)
     if not row:
-        raise ValueError(f"{path} holds no rows; its first line must name the columns.")
+        raise UserError(f"{path} holds no rows; its first line must name the columns.")
     report = []
     if broken:
         report.append(
@@ -62,7 +63,7 @@ def _records(path: Path, format: str, encoding: str | None) -> Iterator[tuple[in
             if len(cells) > 1 or (cells and cells[0].strip(" ")):
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: cannot be read as csv: {error}.") from None
+        raise UserError(f"{path}:{reader.line_num}: cannot be read as csv: {error}.") from None
     finally:
         csv.field_size_limit(limit)
 
@@ -79,7 +80,7 @@ def read_json(path: Path, encoding: str | None) -> Table:
     replaced = 0
     for row, values in enumerate(rows):
         if not isinstance(values, dict):
-            raise ValueError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
+            raise UserError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
         names.update(dict.fromkeys(values))
         whole = _without_lone_surrogates(values)
         if whole != values:
@@ -108,4 +109,4 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise ValueError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None
+        raise UserError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None

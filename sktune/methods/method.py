@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
 from sktune.backbone.vocabulary import check_tokens
+from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
 from sktune.methods.prompt_text import PromptText
@@ -77,7 +78,7 @@ def build_method(
         labels: names of the task's labels, for methods that start from them.
 
     Raises:
-        ValueError: where the architecture, the text or the labels do not suit the method.
+        UserError: where the architecture, the text or the labels do not suit the method.
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
     for module in method.modules():
@@ -91,11 +92,11 @@ def refuse_narrow_embeddings(method: str, backbone: Backbone) -> None:
     """Refuses models that embed tokens in another width than they compute in.
 
     Raises:
-        ValueError: naming the family and both widths.
+        UserError: naming the family and both widths.
     """
     width = backbone.base.get_input_embeddings().embedding_dim
     if width != backbone.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"method.name: {method} is not available for this {backbone.family}: it embeds tokens in {width} "
             f"features and computes in {backbone.hidden_size}; use a prefix method"
         )

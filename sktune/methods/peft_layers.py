@@ -8,6 +8,7 @@ from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 from sktune.methods.unfrozen import train_in_fp32
 from sktune.methods.upper_layers import number_of
 
@@ -33,13 +34,13 @@ def inject(config: PeftConfig, backbone: Backbone, name: str) -> list[nn.Paramet
         What trains, fp32.
 
     Raises:
-        ValueError: where peft knows no target modules for the family, or finds none of those named.
+        UserError: where peft knows no target modules for the family, or finds none of those named.
     """
     try:
         inject_adapter_in_model(config, backbone.model)
     except ValueError as error:
         kinds = sorted({key.rsplit(".", 1)[-1] for key in backbone.linear_names()})
-        raise ValueError(
+        raise UserError(
             f"method.target_modules: peft cannot place {name} in this {backbone.family}: "
             f"{str(error).splitlines()[0]}; name some of its linear layers: {', '.join(kinds)}"
         ) from error

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 
 
 def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -15,7 +16,7 @@ def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
     if tokenizer.cls_token_id is None and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # the input goes on after the text: the sequence does not end here
     if not ids:
-        raise ValueError(f"method.text: {text!r} has no tokens; write what the task is, in words")
+        raise UserError(f"method.text: {text!r} has no tokens; write what the task is, in words")
     return ids
 
 

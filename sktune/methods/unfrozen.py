@@ -14,7 +14,7 @@ def train_top_blocks(backbone: Backbone, layers: int | str) -> None:
     """Makes the uppermost blocks trainable: so many, or a share of them.
 
     Raises:
-        ValueError: where the model has fewer.
+        UserError: where the model has fewer.
     """
     depth = len(backbone.blocks)
     train_in_fp32(backbone, backbone.blocks[depth - number_of(layers, depth) :].parameters())

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from pydantic import Field, field_validator
 
+from sktune.errors import UserError
 from sktune.methods.config import MethodConfig
 
 ANY_DEPTH = 10**6
@@ -16,14 +17,14 @@ def number_of(layers: int | str | None, depth: int) -> int:
     """How many of a model's `depth` blocks take part.
 
     Raises:
-        ValueError: for more than there are.
+        UserError: for more than there are.
     """
     if layers is None:
         return depth
     if isinstance(layers, str):
         return max(1, round(Fraction(layers) * depth))
     if layers > depth:
-        raise ValueError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
+        raise UserError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
     return layers
 
 

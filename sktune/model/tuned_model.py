@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from sktune.backbone import Backbone, Woven
 from sktune.backbone.quantized import FrozenLinear
+from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
@@ -62,9 +63,7 @@ def build_head(
         return LabelWordHead(answer_tokens)
     if task.name == "causal_lm":
         if backbone.is_encoder or not backbone.is_language_model:
-            raise ValueError(
-                f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without"
-            )
+            raise UserError(f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without")
         return None
     if task.name == "token_classification":
         return TokenClassificationHead(backbone.hidden_size, num_labels, task.head_dropout)
@@ -77,11 +76,11 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
     """Refuses inputs that could be longer, with what is put in front of them, than the model reads.
 
     Raises:
-        ValueError: with the length that is allowed.
+        UserError: with the length that is allowed.
     """
     limit = backbone.max_positions
     if limit is not None and prompt_length + recipe.data.max_length > limit:
-        raise ValueError(
+        raise UserError(
             f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
             f"{limit} positions of {recipe.model.name_or_path}; allowed: up to {limit - prompt_length}"
         )
@@ -123,13 +122,13 @@ class TunedModel(nn.Module):
             labels: [N], of the whole training data, those that count; None: those of the batch.
 
         Raises:
-            ValueError: where no head is trained (causal_lm), and without labels.
+            UserError: where no head is trained (causal_lm), and without labels.
         """
         head = self.head
         if not isinstance(head, TrainedHead):
-            raise ValueError("start_head: this model has no head of its own to start; it answers with its words")
+            raise UserError("start_head: this model has no head of its own to start; it answers with its words")
         if batch.get("labels") is None:
-            raise ValueError("start_head: the batch has no labels; give what the training loop gives")
+            raise UserError("start_head: the batch has no labels; give what the training loop gives")
         head.centre.zero_()
         head.classifier.weight.zero_()
         own = torch.as_tensor(batch["labels"])
@@ -237,7 +236,7 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
     The head's centre becomes zero where they have none: of an adapter, or of a checkpoint from before there was one.
 
     Raises:
-        ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
+        UserError: where names or shapes differ, so the recipe is not the one they were trained with.
     """
     parameters = model.trainable_parameters()
     expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
@@ -246,7 +245,7 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
     if expected != found:
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         first = differing[0]
-        raise ValueError(
+        raise UserError(
             f"{source}: its weights do not fit this recipe: {first} is {found.get(first, 'absent')} there and "
             f"{expected.get(first, 'absent')} here ({len(differing)} such); use the recipe it was trained with"
         )

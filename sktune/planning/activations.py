@@ -40,7 +40,7 @@ def count_activations(skeleton: Skeleton, engine: Engine, *, only_forward: bool 
     With `only_forward` a step ends before backward, and no evaluation follows.
 
     Raises:
-        ValueError: where the rows do not fit the model's positions.
+        UserError: where the rows do not fit the model's positions.
     """
 
     def run(depth: int) -> Numbers:

@@ -9,6 +9,7 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
+from sktune.errors import UserError
 from sktune.planning.changes import Advice, advise, parse_axes, sweep
 from sktune.planning.planner import plan
 from sktune.planning.report import gibibytes, print_plan, print_sweep
@@ -22,14 +23,14 @@ def run_plan(options: argparse.Namespace) -> None:
     """Plans, and prints.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     axes = parse_axes(options.sweep) if options.sweep is not None else None
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus: int = max(found, 1) if options.gpus is None else options.gpus
     for name, value in (("--gpus", gpus), ("--nodes", options.nodes)):
         if value < 1:
-            raise ValueError(f"{name}: {value}; allowed: 1 or more")
+            raise UserError(f"{name}: {value}; allowed: 1 or more")
     memory = torch.cuda.get_device_properties(0).total_memory if found else None
     if options.gpu_memory is not None:
         memory = parse_bytes(options.gpu_memory)
@@ -68,14 +69,14 @@ def parse_bytes(text: str) -> int:
     """Bytes of "24GiB", "24G", "80 GB" or a plain number.
 
     Raises:
-        ValueError: for anything else.
+        UserError: for anything else.
     """
     try:
         size = TypeAdapter(ByteSize).validate_python(text.strip())
     except ValidationError:
         size = ByteSize(0)
     if size < SMALLEST:
-        raise ValueError(
+        raise UserError(
             f"--gpu-memory: {text!r} is no amount of memory that a GPU has; write it like 24GiB, 80GB or 16000000000"
         )
     return int(size)

@@ -16,6 +16,7 @@ from sktune.backbone.frozen import Backbone
 from sktune.backbone.loading import attention_for, load_tokenizer
 from sktune.backbone.skeleton import build_skeleton, read_config
 from sktune.embedded import is_embedded, is_fetched
+from sktune.errors import UserError
 from sktune.methods.method import build_method
 from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
 from sktune.model.tuned_model import TunedModel, build_head
@@ -67,7 +68,7 @@ def find_skeleton(recipe: Recipe) -> Skeleton:
     """Reads the recipe's architecture and tokenizer; no weights, and no network where the model is built in.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     notes: list[str] = []
     config = _config(recipe, notes)
@@ -98,11 +99,11 @@ def _config(recipe: Recipe, notes: list[str]) -> PretrainedConfig:
         return AutoConfig.for_model(**json.loads((CONFIGS / f"{built_in[name]}.json").read_text(encoding="utf-8")))
     try:
         return read_config(recipe.model)
-    except ValueError as error:
+    except UserError as error:
         if _is_local(name):
             raise
         known = ", ".join(sorted(name for name in built_in if "/" in name))
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: nothing is known here of {name!r}; give a folder with its config.json "
             f"(model.name_or_path=my/folder), or one of the models that are built in: {known} ({error})"
         ) from error

@@ -41,6 +41,10 @@ class LoadedRecipe:
         """
         return _with_references(self.recipe.model_dump(mode="json", exclude={"compare"}), self.as_written)
 
+    def text(self) -> str:
+        """YAML that loads again: overrides applied, `${NAME}` references left as they were written."""
+        return to_yaml(self.as_written)
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load and check a recipe file; see `load_recipe_document`."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
 from sktune.backbone.attention import GatedPrompt
+from sktune.errors import UserError
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
@@ -33,7 +34,7 @@ class LlamaAdapter(Method):
         depth = backbone.config.num_hidden_layers
         count = max(1, depth - UNTOUCHED) if config.layers is None else number_of(config.layers, depth)
         if backbone.uses_cache_for_prefix:
-            raise ValueError(_not_available(backbone))
+            raise UserError(_not_available(backbone))
         backbone.use_prefix_attention()
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
@@ -56,7 +57,7 @@ class LlamaAdapter(Method):
             with torch.inference_mode(False), torch.no_grad():
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
             if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in self._read_once.modules):
-                raise ValueError(_not_available(backbone))
+                raise UserError(_not_available(backbone))
             for module in self._read_once.modules:
                 _check_attention(module, backbone)
         return self._read_once.modules
@@ -72,7 +73,7 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
     """Refuses attention that does more to keys, values or scores than this module repeats for the prompt.
 
     Raises:
-        ValueError: naming what it does.
+        UserError: naming what it does.
     """
     unknown = [
         name
@@ -86,7 +87,7 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
     if getattr(backbone.config, "attn_logit_softcapping", None):
         unknown.append("attn_logit_softcapping")
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"method.name: llama_adapter is not available for {backbone.family}: its attention has "
             f"{', '.join(unknown)}, which the prompt would not pass through; use prefix_tuning"
         )

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
+from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
@@ -38,7 +39,7 @@ class PrefixTuning(Method):
             assert config.text is not None
             ids = encode_prompt_text(tokenizer, config.text)
             if config.num_virtual_tokens is not None and config.num_virtual_tokens > len(ids):
-                raise ValueError(
+                raise UserError(
                     f"method.num_virtual_tokens: {config.num_virtual_tokens} is more than the {len(ids)} tokens of the "
                     f"text that the prefix starts from; allowed: 1 to {len(ids)}, or null"
                 )

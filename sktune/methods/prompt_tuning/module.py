@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.errors import UserError
 from sktune.methods.method import Method, refuse_narrow_embeddings
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
@@ -63,7 +64,7 @@ def _start(
     if config.init == "labels":
         ids = [token for label in labels for token in tokenizer(label, add_special_tokens=False)["input_ids"]]
         if not ids:
-            raise ValueError("method.init: labels needs a task with named labels; use vocabulary, text or random")
+            raise UserError("method.init: labels needs a task with named labels; use vocabulary, text or random")
         return ids
     words = ordinary_tokens(tokenizer, backbone)
     # On the CPU, whatever the default device is: a plan builds the method without contents.

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
 from sktune.methods.config import MethodConfig
 from sktune.sections import DataSection, TaskSection, idle
 
@@ -34,21 +34,21 @@ def parse_template(template: str, pair: bool) -> tuple[Piece, ...]:
         pair: whether there is a second text.
 
     Raises:
-        ValueError: in half a sentence, for slots that are unknown, missing or there twice.
+        UserError: in half a sentence, for slots that are unknown, missing or there twice.
     """
     wanted = ["text", *(["text_pair"] if pair else []), ANSWER]
     try:
         parsed = list(Formatter().parse(template))
     except ValueError:
-        raise ValueError("has a single brace") from None
+        raise UserError("has a single brace") from None
     if any(spec or conversion for _, _, spec, conversion in parsed):
-        raise ValueError("has a slot with a format of its own")
+        raise UserError("has a slot with a format of its own")
     found = Counter(slot for _, slot, _, _ in parsed if slot is not None)
     if strangers := sorted(set(found) - set(wanted)):
-        raise ValueError(f"has the unknown slot {{{strangers[0]}}}")
+        raise UserError(f"has the unknown slot {{{strangers[0]}}}")
     for slot in wanted:
         if found[slot] != 1:
-            raise ValueError(f"has {{{slot}}} {found[slot]} times" if found[slot] else f"lacks {{{slot}}}")
+            raise UserError(f"has {{{slot}}} {found[slot]} times" if found[slot] else f"lacks {{{slot}}}")
     return tuple(Piece(literal, slot) for literal, slot, _, _ in parsed)
 
 

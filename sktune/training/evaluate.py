@@ -12,7 +12,7 @@ from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
 from sktune.tasks.heads import IGNORED
 from sktune.tasks.predictions import Answers, Scores, answers_of, score
-from sktune.training.assembly import Assembly
+from sktune.training.setup import Setup
 from sktune.training.stopping import agree, deferred
 
 
@@ -32,13 +32,11 @@ def labels_that_count(row: Row, task_name: str) -> int:
 
 @torch.no_grad()
 @deferred()
-def evaluate(
-    assembly: Assembly, engine: Engine, rows: Sequence[Row], ranks: Ranks, max_batches: int | None = None
-) -> Scores:
+def evaluate(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks, max_batches: int | None = None) -> Scores:
     """Scores of a split, the same on every rank.
 
     Args:
-        assembly: the run's parts: task, labels, collator, batch size.
+        setup: the run's parts: task, labels, collator, batch size.
         engine: runs the model.
         rows: the encoded split.
         ranks: shares the rows.
@@ -47,8 +45,8 @@ def evaluate(
     Raises:
         Stopped: before a batch, on all ranks, where one was told to stop.
     """
-    task = assembly.recipe.task
-    batch_size = assembly.recipe.training.per_device_eval_batch_size
+    task = setup.recipe.task
+    batch_size = setup.recipe.training.per_device_eval_batch_size
     engine.set_training(False)
     answers: Answers = {}
     totals = [0.0, 0.0]
@@ -57,16 +55,16 @@ def evaluate(
         for numbers in batches[:max_batches]:
             agree(ranks)
             chosen = [None if number is None else rows[number] for number in numbers]
-            batch = assembly.collator(chosen)
+            batch = setup.collator(chosen)
             output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
             assert output.loss is not None
             totals[0] += float(output.loss)
             totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
-            answers |= answers_of(output, chosen, batch["attention_mask"], task, assembly.labels)
+            answers |= answers_of(output, chosen, batch["attention_mask"], task, setup.labels)
             advance(1)
     engine.set_training(True)
     loss_sum, count = ranks.sum(totals)
     everything: Answers = {}
     for part in ranks.gather(answers):
         everything |= part
-    return score(rows, everything, loss_sum / max(count, 1.0), task, assembly.labels)
+    return score(rows, everything, loss_sum / max(count, 1.0), task, setup.labels)

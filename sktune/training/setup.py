@@ -1,40 +1,38 @@
-"""From a recipe to everything a run is made of: tokenizer, rows, model, collator."""
+"""From a recipe to everything a run is made of: data, tokenizer, placement, model, engine."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from sktune import __version__
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.backbone.vocabulary import check_tokens, padding_token
 from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
-from sktune.distributed.engine import State
+from sktune.distributed.deepspeed_config import size_deepspeed_config
+from sktune.distributed.deepspeed_engine import DeepSpeedEngine
+from sktune.distributed.engine import Engine
+from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.placement import placement_for
+from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
-from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
 from sktune.methods.method import build_method
 from sktune.methods.template.config import TemplateConfig
 from sktune.methods.template.encode import TemplateEncoder, template_encoder
 from sktune.model.tuned_model import TunedModel, build_head, check_positions
-from sktune.recipe import LoadedRecipe, Recipe
+from sktune.recipe import Recipe, metrics_of
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Setup:
     """A run's parts, ready to be trained or evaluated."""
 
     recipe: Recipe
@@ -46,6 +44,11 @@ class Assembly:
     sharding: Sharding
     template: TemplateEncoder | None = None
     """Of a method with a template: what encodes the splits instead."""
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that the best checkpoint is chosen by."""
+        return self.recipe.training.metric_for_best_model or metrics_of(self.recipe.task)[0]
 
     def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
@@ -77,12 +80,21 @@ class Assembly:
         if examples is None:
             return None
         encoded = self.encode(examples, split, score_candidates=self.recipe.task.label_words is not None)
-        for line in encoded.report:
-            logger.info(line)
-        return list(encoded.rows)
+        return _rows(encoded)
+
+    def training_rows(self) -> list[Row] | None:
+        """Rows of the training split, or None where nothing trains; what was noticed goes to the log."""
+        assert self.raw is not None
+        return _rows(self.encode(self.raw.train, "train")) if self.model.trainable_parameters() else None
 
 
-def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, read_data: bool = True) -> Assembly:
+def _rows(encoded: EncodedSplit) -> list[Row]:
+    for line in encoded.report:
+        logger.info(line)
+    return list(encoded.rows)
+
+
+def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, read_data: bool = True) -> Setup:
     """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
 
     Args:
@@ -93,7 +105,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
             method shows some of it as demonstrations.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     raw = None
     if read_data:
@@ -126,9 +138,7 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     check_positions(recipe, backbone, method.positions)
     padding = padding_token(tokenizer, backbone.vocabulary_size)
     collator = Collator(padding, recipe.data.padding_side, recipe.task.name, template is not None)
-    return Assembly(
-        recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template
-    )
+    return Setup(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template)
 
 
 def _read_template(
@@ -148,44 +158,23 @@ def _read_template(
     )
 
 
-def save_adapter(
-    folder: Path,
-    loaded: LoadedRecipe,
-    weights: State,
-    labels: Sequence[str] | None,
-    metrics: dict[str, float],
-) -> None:
-    """Writes a trained adapter: weights, what they belong to, and the recipe that rebuilds the rest around them."""
-    recipe = loaded.recipe
-    with whole(folder / ADAPTER_WEIGHTS) as partial:
-        save_file(weights, partial)
-    card = {
-        "sktune_version": __version__,
-        "model": recipe.model.name_or_path,
-        "method": recipe.method.name,
-        "task": recipe.task.name,
-        "labels": None if labels is None else list(labels),
-        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
-        "metrics": metrics,
-    }
-    write_whole(folder / ADAPTER_CARD, json.dumps(card, indent=1, ensure_ascii=False))
-    write_whole(folder / RECIPE_FILE, recipe_text(loaded))
-
-
-def recipe_text(loaded: LoadedRecipe) -> str:
-    """The recipe as YAML that loads again: overrides applied, `${NAME}` references left unread."""
-    return yaml.safe_dump(loaded.as_written, sort_keys=False, allow_unicode=True)
-
-
-def read_adapter(folder: Path) -> tuple[State, tuple[str, ...] | None]:
-    """(weights, labels) of a saved adapter.
-
-    Raises:
-        ValueError: where the folder holds none, or a damaged one.
-    """
-    try:
-        card = json.loads((folder / ADAPTER_CARD).read_text(encoding="utf-8"))
-        labels = None if card["labels"] is None else tuple(card["labels"])
-        return load_file(folder / ADAPTER_WEIGHTS), labels
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no trained adapter can be read from it ({error})") from error
+def build_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
+    """The engine the recipe asks for, and its DeepSpeed configuration (None for plain PyTorch)."""
+    training, model, sharding = setup.recipe.training, setup.model, setup.sharding
+    parameters = model.trainable_parameters()
+    optimizer = build_optimizer(parameters, training)
+    for part in model.children():
+        if part is not model.backbone:  # it is there already, whole or in shares
+            part.to(ranks.device)
+    # Without an optimizer there is nothing for ZeRO-1 and -2 to share.
+    if sharding.config is None or (optimizer is None and not sharding.sharded):
+        return PlainEngine(model, optimizer, training.max_grad_norm, ranks), None
+    config = size_deepspeed_config(
+        sharding.config,
+        shipped=sharding.shipped,
+        training=training,
+        backbone=model.backbone,
+        trainable=sum(p.numel() for p in parameters.values()),
+        ranks=ranks.world_size,
+    )
+    return DeepSpeedEngine(model, optimizer, config, ranks), config
