@@ -126,10 +126,10 @@ def predict(
             if task.name == "token_classification" and not words:
                 raise ValueError(f"--text: {text!r} has no words")
             example = Example(0, text, pairs[number] if pairs else None, words, reference)
-            rows = list(assembly.encode([example], "text", score_candidates=task.label_words is not None).rows)
-            if task.name == "causal_lm" and task.label_words is None:
+            rows = list(assembly.encode([example], "text", score_candidates=task.has_label_set).rows)
+            if task.new_tokens:
                 prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
-                yield {"text": text, "generated": generate(assembly, prompt, task.max_new_tokens)}
+                yield {"text": text, "generated": generate(assembly, prompt, task.new_tokens)}
             else:
                 yield {"text": text, **_answer(assembly, rows, words)}
             advance(1)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from sktune.data import RawSplits, load_splits
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
-NER = TaskSection(name="token_classification")
+NER = TokenClassificationConfig()
 
 
 def load(folder: Path, content: str | bytes, file: str = "train.conll", **fields: object) -> RawSplits:

@@ -33,7 +33,7 @@ from sktune.methods.full.config import FullFineTuningConfig
 from sktune.methods.method import build_method
 from sktune.model.tuned_model import TunedModel, build_head, put_weights
 from sktune.recipe import load_recipe
-from sktune.sections import TaskSection
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 from sktune.training.assembly import assemble, read_adapter
 from sktune.training.checkpoint import checkpoint_path
 
@@ -208,7 +208,7 @@ def test_what_all_inputs_have_in_common_does_not_move_the_logits(workshop: Works
 def test_zero_weights_keep_the_gradient_from_the_model_for_one_step_only() -> None:
     backbone = tiny_backbone("llama")
     method = build_method(FullFineTuningConfig(), backbone, tiny_tokenizer())
-    model = TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
+    model = TunedModel(backbone, method, build_head(TokenClassificationConfig(), backbone, 4))
     ids, mask = batch()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids % 4, -100)}
     model.start_head(inputs)

@@ -34,8 +34,10 @@ from sktune.methods.head_only.config import HeadOnlyConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prompt.config import SKPromptConfig
 from sktune.model.tuned_model import TunedModel, TunedOutput, build_head
-from sktune.sections import TaskSection
+from sktune.tasks import TASKS as SECTIONS
+from sktune.tasks.causal_lm.config import CausalLMConfig
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 METHODS = ("sk_prefix", "sk_prompt")
 
@@ -112,7 +114,7 @@ def test_trainable_counts(family: str, adapter: str, bias: bool) -> None:
 def test_head_only_trains_the_head_and_reads_the_input_alone() -> None:
     backbone, plain = tiny_backbone("llama"), tiny_network("llama")
     method = build_method(HeadOnlyConfig(), backbone, tiny_tokenizer())
-    head = build_head(TaskSection(name="token_classification"), backbone, 4)
+    head = build_head(TokenClassificationConfig(), backbone, 4)
     tuned = TunedModel(backbone, method, head)
     assert isinstance(head, TokenClassificationHead)
     assert tuned.parameter_counts()[0] == 4 * WIDTH + 4
@@ -304,7 +306,8 @@ def test_two_half_batches_sum_to_the_whole(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_filler_rows_change_nothing(task: str, name: str, pooling: str, filler_row: str) -> None:
     language = task == "causal_lm"
-    tuned = tiny_tuned(name, tiny_backbone("llama", language_model=language), task, task_fields={"pooling": pooling})
+    fields = {"pooling": pooling} if "pooling" in SECTIONS.config(task).model_fields else {}
+    tuned = tiny_tuned(name, tiny_backbone("llama", language_model=language), task, task_fields=fields)
     ids, mask = batch(lengths=(9, 5))
     labels = labelled_batch(task, ids, mask)
     expected_output = tuned(ids, mask, labels=labels)
@@ -351,7 +354,7 @@ def prompts_and_targets(side: str = "right") -> tuple[torch.Tensor, torch.Tensor
 def test_language_loss_is_that_of_transformers(family: str, name: str, side: str) -> None:
     kernel = kernels(family)[-1]
     backbone = tiny_backbone(family, kernel, language_model=True)
-    tuned = TunedModel(backbone, tiny_method(name, backbone), build_head(TaskSection(name="causal_lm"), backbone, 0))
+    tuned = TunedModel(backbone, tiny_method(name, backbone), build_head(CausalLMConfig(), backbone, 0))
     ids, mask, labels = prompts_and_targets(side)
     with torch.no_grad():
         output = tuned(ids, mask, labels=labels)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sktune.data import Example, RawSplits
-from sktune.sections import TaskSection
+from sktune.tasks.config import TaskConfig
 from sktune.tasks.metrics import class_metrics, entity_metrics, regression_metrics
 
 
-def constant_answer(raw: RawSplits, task: TaskSection) -> dict[str, Any] | None:
+def constant_answer(raw: RawSplits, task: TaskConfig) -> dict[str, Any] | None:
     """Scores of the training split's most frequent label, of no entity at all, or of its mean.
 
     Returns:

@@ -34,7 +34,7 @@ from sktune.files import (
     SUMMARY_FILE,
     write_whole,
 )
-from sktune.recipe import LoadedRecipe, metrics_of
+from sktune.recipe import LoadedRecipe
 from sktune.tracking import Tracker
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
@@ -111,7 +111,7 @@ def _open(
             recipe=str(base.source),
             overrides=[hide_password(override) for override in overrides],
             task=recipe.task.name,
-            metric=recipe.training.metric_for_best_model or metrics_of(recipe.task)[0],
+            metric=recipe.training.metric_for_best_model or recipe.task.metrics()[0],
             select=recipe.compare.select,
         )
     for cell in state.add(list(cells), {"ranks": ranks.world_size, "device": ranks.device.type}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,12 +12,15 @@ from sktune.data.encode_words import encode_words
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import check_tokenizer, tokenize
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+
+if TYPE_CHECKING:
+    from sktune.tasks.config import TaskConfig
 
 
 def encode_split(
     examples: Sequence[Example],
-    task: TaskSection,
+    task: TaskConfig,
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str] | None,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.prompt_template import PromptTemplate
 from sktune.data.tokenization import continuation, tokenize
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
 
 
 def encode_causal(
     examples: Sequence[Example],
     template: PromptTemplate,
-    task: TaskSection,
+    task: Any,
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str] | None,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sktune.data.alignment import join_words, labelled_pieces, words_of_tokens
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.tokenization import tokenize
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
 
 
 def encode_words(
     examples: Sequence[Example],
-    task: TaskSection,
+    task: Any,
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str],

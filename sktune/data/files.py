@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sktune.data.conll import read_lines
 from sktune.embedded import is_embedded, resolve
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+
+if TYPE_CHECKING:
+    from sktune.tasks.config import TaskConfig
 
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -70,7 +74,7 @@ def find_file(folder: Path, name: str, field: str) -> Path:
     )
 
 
-def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
+def file_format(path: Path, data: DataSection, task: TaskConfig) -> str:
     """`conll`, `jsonl`, `csv`, `tsv` or `parquet`: as the recipe says, else by the file's ending.
 
     A .tsv file of a token_classification task is CoNLL unless its first line names `data.words_column` or

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sktune.data.examples import Example, RawSplits
 from sktune.data.files import local_folder
 from sktune.data.labels import absent_labels, check_training_labels, infer_labels, unseen_labels
-from sktune.data.reading import Reading, given_labels, read_split
-from sktune.sections import DataSection, TaskSection
+from sktune.data.reading import Reading, read_split
+from sktune.sections import DataSection
+
+if TYPE_CHECKING:
+    from sktune.tasks.config import TaskConfig
 
 
-def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
+def load_splits(data: DataSection, task: TaskConfig) -> RawSplits:
     """Read the splits that the recipe names.
 
     Sources are hub datasets, and local files in CoNLL columns, JSON lines, CSV, TSV or parquet; never a
@@ -71,17 +76,17 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
     )
 
 
-def _label_set(task: TaskSection, train: Reading) -> tuple[str, ...] | None:
-    if task.name == "regression" or (task.name == "causal_lm" and task.label_words is None):
+def _label_set(task: TaskConfig, train: Reading) -> tuple[str, ...] | None:
+    if not task.has_label_set:
         return None
-    given = given_labels(task)
+    given = task.given_labels
     if given is None:
         return infer_labels(train.examples, train.class_names)
-    check_training_labels(
-        train.examples, given, "task.labels" if task.labels is not None else "task.label_words", train.where
-    )
-    if task.label_words is not None:
-        without = [label for label in given if label not in task.label_words]
+    words = getattr(task, "label_words", None)
+    field = "task.labels" if getattr(task, "labels", None) is not None else "task.label_words"
+    check_training_labels(train.examples, given, field, train.where)
+    if words is not None:
+        without = [label for label in given if label not in words]
         if without:
             raise ValueError(f"task.label_words: no words for {', '.join(without)} of task.labels.")
     return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sktune.data.conll import read_conll
 from sktune.data.examples import Example
@@ -13,7 +13,10 @@ from sktune.data.files import file_format, find_file
 from sktune.data.labels import label_names, named, numbers
 from sktune.data.tables import Table, read_hub, read_table
 from sktune.data.tags import is_entity_tag, to_iob2
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+
+if TYPE_CHECKING:
+    from sktune.tasks.config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Reading:
     report: list[str]
 
 
-def read_split(data: DataSection, task: TaskSection, folder: Path | None, name: str, split: str) -> Reading:
+def read_split(data: DataSection, task: TaskConfig, folder: Path | None, name: str, split: str) -> Reading:
     """Read the hub split or file `name` as the `split` (train, validation or test) of a run.
 
     Raises:
@@ -56,7 +59,7 @@ def _read_sentences(path: Path, data: DataSection, split: str) -> Reading:
     return Reading(examples, 0, None, str(path), [f"{split}: {conversion}"] if conversion else [])
 
 
-def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str) -> Reading:
+def _tagged_rows(table: Table, data: DataSection, task: TaskConfig, split: str) -> Reading:
     fields = {"data.words_column": data.words_column, "data.tags_column": data.tags_column}
     columns = table.columns(fields)
     class_names = table.coded.get(data.tags_column)
@@ -74,7 +77,7 @@ def _tagged_rows(table: Table, data: DataSection, task: TaskSection, split: str)
             unlabelled += 1
             continue
         values = _items(tag_cell, where, "data.tags_column")
-        tags = tuple(named(value, class_names, task.labels, where) for value in values)
+        tags = tuple(named(value, class_names, task.given_labels, where) for value in values)
         if len(tags) != len(words):
             raise ValueError(f"{where}: {len(words)} words but {len(tags)} tags.")
         _check_tags(tags, where)
@@ -113,13 +116,13 @@ def _check_tags(tags: Sequence[str], where: str) -> None:
             raise ValueError(f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...).")
 
 
-def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -> Reading:
+def _text_rows(table: Table, data: DataSection, task: TaskConfig, split: str) -> Reading:
     fields = {"data.text_column": data.text_column}
     if data.text_pair_column is not None:
         fields["data.text_pair_column"] = data.text_pair_column
     elif task.name == "pair_classification":
         raise ValueError("data.text_pair_column: pair_classification reads two texts; name the second's column.")
-    free_text = task.name == "causal_lm" and task.label_words is None
+    free_text = task.new_tokens > 0
     if free_text and data.target_column is None:
         raise ValueError("data.target_column: causal_lm needs a column of target texts, or task.label_words.")
     answer = "data.target_column" if free_text else "data.label_column"
@@ -134,7 +137,7 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
         references = numbers(columns[answer], table.where)
     else:
         class_names = table.coded.get(data.label_column)
-        references = label_names(columns[answer], class_names, given_labels(task), table.where)
+        references = label_names(columns[answer], class_names, task.given_labels, table.where)
 
     texts = columns["data.text_column"]
     pairs = columns.get("data.text_pair_column", [None] * len(texts))
@@ -149,13 +152,6 @@ def _text_rows(table: Table, data: DataSection, task: TaskSection, split: str) -
         if reference is not None
     ]
     return Reading(examples, len(texts) - len(examples), class_names, table.where, [])
-
-
-def given_labels(task: TaskSection) -> tuple[str, ...] | None:
-    """The label set that the recipe gives: `task.labels`, or for causal_lm the keys of `task.label_words`."""
-    if task.labels is None and task.name == "causal_lm" and task.label_words is not None:
-        return tuple(task.label_words)
-    return task.labels
 
 
 def _text(value: Any, where: str, row: int, field: str) -> str:

@@ -16,7 +16,8 @@ from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.model.tuned_model import TunedModel, build_head, fold_centre, put_weights
-from sktune.sections import TaskSection
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
 
 
 def attach(
@@ -24,7 +25,7 @@ def attach(
     tokenizer: PreTrainedTokenizerBase,
     method: MethodConfig,
     *,
-    task: str | TaskSection | None = None,
+    task: str | TaskConfig | None = None,
     num_labels: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> TunedModel:
@@ -60,9 +61,9 @@ def attach(
         if model is getattr(model, model.base_model_prefix, model):
             raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
         task = "causal_lm"
-    section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+    section: TaskConfig = task if isinstance(task, TaskConfig) else TASKS.read({"name": task})
     kernel = model.config._attn_implementation or "eager"
-    needs_labels = section.name not in ("causal_lm", "regression")
+    needs_labels = section.has_head and section.has_label_set
     if needs_labels and num_labels is None:
         raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):

@@ -20,7 +20,6 @@ from sktune.backbone.quantized import FrozenLinear
 from sktune.methods.method import Method
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
-from sktune.sections import TaskSection
 from sktune.tasks.heads import (
     IGNORED,
     LabelWordHead,
@@ -51,7 +50,7 @@ class TunedOutput(ModelOutput):
 
 
 def build_head(
-    task: TaskSection, backbone: Backbone, num_labels: int, answer_tokens: Sequence[int] | None = None
+    task: Any, backbone: Backbone, num_labels: int, answer_tokens: Sequence[int] | None = None
 ) -> nn.Module | None:
     """The task's trainable fp32 head; None for the language model, which brings its own frozen one.
 

@@ -23,8 +23,6 @@ from sktune.recipe import Recipe
 
 CONFIGS = Path(__file__).parent / "configs"
 """Public numbers of the models that the recipes name; `names.json`: hub id -> file."""
-LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3}
-"""Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three; of others 1."""
 PIECES_PER_WORD = 1.5
 
 
@@ -57,7 +55,7 @@ class Skeleton:
         network = build_skeleton(recipe.model, recipe.quantization, config, language_model=language_model, **attention)
         backbone = Backbone(network, gradient_checkpointing=recipe.training.gradient_checkpointing, **attention)
         with torch.device("meta"):
-            method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))
+            method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.given_labels or ("label",))
             answer_tokens = range(self.labels) if recipe.method.answers_in_words else None
             head = build_head(recipe.task, backbone, self.labels, answer_tokens)
         return TunedModel(backbone, method, head)
@@ -149,13 +147,13 @@ def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
 
 
 def _labels(recipe: Recipe, notes: list[str]) -> int:
-    given = recipe.task.labels or getattr(recipe.method, "label_words", None)
+    given = recipe.task.given_labels or getattr(recipe.method, "label_words", None)
     if given is not None:
         return len(given)
-    if recipe.task.name not in LABELS:
-        return 1
-    notes.append(f"the data has {LABELS[recipe.task.name]} labels (the recipe does not list them)")
-    return LABELS[recipe.task.name]
+    assumed = recipe.task.assumed_labels
+    if recipe.task.has_label_set:
+        notes.append(f"the data has {assumed} labels (the recipe does not list them)")
+    return assumed
 
 
 def _length(recipe: Recipe, tokenizer: Any, labels: int, notes: list[str]) -> int:

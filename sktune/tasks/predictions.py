@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sktune.data import Row
-from sktune.sections import TaskSection
+from sktune.tasks.config import TaskConfig
 from sktune.tasks.metrics import class_metrics, entity_metrics, perplexity, regression_metrics
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def answers_of(
     output: TunedOutput,
     rows: Sequence[Row | None],
     attention_mask: torch.Tensor,
-    task: TaskSection,
+    task: TaskConfig,
     labels: Sequence[str] | None,
 ) -> Answers:
     """The answers of one batch; fillers have none. A word without a piece of its own is answered "O"."""
@@ -73,7 +73,7 @@ def score(
     rows: Sequence[Row],
     answers: Mapping[int, Any],
     loss: float,
-    task: TaskSection,
+    task: TaskConfig,
     labels: Sequence[str] | None,
 ) -> Scores:
     """Scores of the answered rows against their references.
@@ -103,7 +103,7 @@ def score(
             for row, reference, predicted in zip(rows, truth, numbers, strict=True)
         ]
         return Scores({**regression_metrics(truth, numbers), "loss": loss}, records)
-    if task.name == "causal_lm" and task.label_words is None:
+    if task.name == "causal_lm" and not task.has_label_set:
         records = [
             {"row": row.index, "reference": row.reference, "negative_log_likelihood": answers[row.index][0]}
             for row in rows

@@ -68,7 +68,7 @@ class Assembly:
         """Rows of an evaluation split, or None; what was noticed goes to the log."""
         if examples is None:
             return None
-        encoded = self.encode(examples, split, score_candidates=self.recipe.task.label_words is not None)
+        encoded = self.encode(examples, split, score_candidates=self.recipe.task.has_label_set)
         for line in encoded.report:
             logger.info(line)
         return list(encoded.rows)

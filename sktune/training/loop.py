@@ -19,7 +19,6 @@ from sktune.distributed.engine import Engine
 from sktune.distributed.optimizer import rate_factor
 from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
-from sktune.recipe import metrics_of
 from sktune.tasks.metrics import is_better
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
@@ -65,7 +64,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.training = self.assembly.recipe.training
         self.task = self.assembly.recipe.task
-        self.metric = self.training.metric_for_best_model or metrics_of(self.task)[0]
+        self.metric = self.training.metric_for_best_model or self.task.metrics()[0]
         self._counts = [labels_that_count(row, self.task.name) for row in self.train_rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         # Before the first update there is nothing to go on from: a run of zero steps leaves no checkpoint.

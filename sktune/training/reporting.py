@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sktune.backbone.quantized import FrozenLinear
 from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
-from sktune.recipe import Recipe, metrics_of
+from sktune.recipe import Recipe
 from sktune.tasks.predictions import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
@@ -120,7 +120,7 @@ def quantization_decisions(assembly: Assembly, ranks: Ranks) -> Iterator[str]:
 
 def headline(recipe: Recipe, summary: dict[str, Any]) -> dict[str, float]:
     """The few numbers that runs are compared by, those that there are."""
-    metric = recipe.training.metric_for_best_model or metrics_of(recipe.task)[0]
+    metric = recipe.training.metric_for_best_model or recipe.task.metrics()[0]
     split = "test" if f"test/{metric}" in summary else "validation"
     numbers = {
         f"{split}_{metric}": summary.get(f"{split}/{metric}"),

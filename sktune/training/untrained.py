@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from sktune.data import Row
 from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
-from sktune.recipe import metrics_of
 from sktune.tracking import Tracker
 from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress
@@ -36,7 +35,7 @@ class Untrained:
             return self.progress
         metrics = evaluate(self.assembly, self.engine, self.validation_rows, self.ranks).metrics
         recipe = self.assembly.recipe
-        best = metrics[recipe.training.metric_for_best_model or metrics_of(recipe.task)[0]]
+        best = metrics[recipe.training.metric_for_best_model or recipe.task.metrics()[0]]
         self.progress.best_step, self.progress.best_value = 0, best
         self.progress.history.append({"step": 0.0, **metrics})
         self.tracker.log_metrics({f"validation/{name}": value for name, value in metrics.items()}, 0)

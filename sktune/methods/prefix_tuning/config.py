@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.methods.config import FromTextConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.sections import DataSection, idle
+from sktune.tasks.config import TaskConfig
 
 
 class PrefixTuningConfig(FromTextConfig):
@@ -22,7 +23,7 @@ class PrefixTuningConfig(FromTextConfig):
 
     visible_prefix: ClassVar[bool] = True
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
         if self.reparametrize and self.init == "text":
             yield Problem(
