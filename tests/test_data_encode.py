@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sktune.data import EncodedSplit, Example, encode_split, load_splits
+from sktune.data import Coder, EncodedSplit, Example, load_splits
 from sktune.embedded import resolve
 from sktune.sections import DataSection
 from sktune.tasks.causal_lm.config import CausalLMConfig
@@ -25,6 +25,7 @@ from sktune.tasks.config import TaskConfig
 from sktune.tasks.pair_classification.config import PairClassificationConfig
 from sktune.tasks.regression.config import RegressionConfig
 from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
 from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 CORPUS = [
@@ -125,10 +126,10 @@ def encode(
     candidates: bool = False,
     is_encoder: bool | None = None,
 ) -> EncodedSplit:
-    return encode_split(
-        examples, task, data, tokenizer, labels,
-        add_special_tokens=special, split="train", score_candidates=candidates, is_encoder=is_encoder,
-    )  # fmt: skip
+    if is_encoder is None:
+        is_encoder = special and tokenizer.sep_token_id is not None
+    coder = Coder(tokenizer, data, special, is_encoder)
+    return build_task(task).encode(examples, coder, labels, "train", scoring=candidates)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -386,8 +387,8 @@ def test_what_cannot_be_encoded_is_said(tokenizers: dict[str, PreTrainedTokenize
     example = [Example(0, "x", reference="a")]
     with pytest.raises(ValueError, match=r"causal_lm needs an end-of-sequence token"):
         encode(tokenizers["word_piece"], example, causal())
-    with pytest.raises(ValueError, match=r"task\.label_words: scoring candidates"):
-        encode(tokenizers["byte_level"], example, causal(), candidates=True)
+    free = [encode(tokenizers["byte_level"], example, causal(), candidates=scoring).rows for scoring in (False, True)]
+    assert free[0] == free[1]  # without label words there are no candidates to score
     short = PLAIN.model_copy(update={"max_length": 2})
     with pytest.raises(ValueError, match=r"data\.max_length is 2, .* adds 2 special tokens.*at least 3"):
         encode(tokenizers["word_piece"], example, CLASSES, ("a", "b"), short, special=True)
@@ -421,7 +422,7 @@ def real_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
 def test_no_word_of_real_data_is_lost(name: str, folder: str, file: str, tmp_path: Path) -> None:
     tokenizer = real_tokenizer(name, tmp_path)
     data = DataSection(path=str(SHARED / folder), train=file, validation=None, max_length=1000)
-    splits = load_splits(data, NER)
+    splits = load_splits(data, build_task(NER))
     encoded = encode(tokenizer, splits.train, NER, splits.labels, data, special=name == "bert")
     lost = {
         word

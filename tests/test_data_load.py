@@ -16,6 +16,7 @@ from sktune.tasks.config import TaskConfig
 from sktune.tasks.pair_classification.config import PairClassificationConfig
 from sktune.tasks.regression.config import RegressionConfig
 from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
 from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 CLASSES = SequenceClassificationConfig()
@@ -39,7 +40,7 @@ def labelled(*labels: Any) -> list[dict[str, Any]]:
 
 def load(folder: Path, task: TaskConfig = CLASSES, **fields: Any) -> RawSplits:
     fields.setdefault("validation", None)
-    return load_splits(DataSection(path=str(folder), **fields), task)
+    return load_splits(DataSection(path=str(folder), **fields), build_task(task))
 
 
 def references(examples: list[Example] | None) -> list[Any]:
@@ -287,9 +288,9 @@ def test_paths_that_are_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         load(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"data\.path: 'csv' is a format"):
-        load_splits(DataSection(path="csv"), CLASSES)
+        load_splits(DataSection(path="csv"), build_task(CLASSES))
     with pytest.raises(ValueError, match=r"cannot read split 'train' of nobody/nothing .*data\.path"):
-        load_splits(DataSection(path="nobody/nothing", name="x"), CLASSES)
+        load_splits(DataSection(path="nobody/nothing", name="x"), build_task(CLASSES))
 
 
 def test_save_to_disk_folders_are_refused_with_a_cure(tmp_path: Path) -> None:

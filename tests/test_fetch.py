@@ -32,6 +32,7 @@ from sktune.embedded.unpacking import unpack
 from sktune.sections import DataSection, ModelSection
 from sktune.tasks.regression.config import RegressionConfig
 from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
@@ -368,9 +369,13 @@ def test_rated_texts_become_splits_that_recipes_read(cache: Path, tmp_path: Path
         f"{folder}/{ratings}{split}" for folder in folders for ratings in ("", "ratings/") for split in splits
     }
 
-    classes = load_splits(DataSection(path="embedded:film_reviews", test="test"), SequenceClassificationConfig())
+    classes = load_splits(
+        DataSection(path="embedded:film_reviews", test="test"), build_task(SequenceClassificationConfig())
+    )
     assert classes.labels == ("negative", "positive")
-    numbers = load_splits(DataSection(path="embedded:film_reviews/ratings", test="test"), RegressionConfig())
+    numbers = load_splits(
+        DataSection(path="embedded:film_reviews/ratings", test="test"), build_task(RegressionConfig())
+    )
     for raw, least in ((classes, 0.5), (numbers, 0.0)):
         parts = {"train": raw.train, "validation": raw.validation, "test": raw.test}
         found = {example.text: (split, example.reference) for split, part in parts.items() for example in part or []}

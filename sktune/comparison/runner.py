@@ -35,6 +35,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import LoadedRecipe
+from sktune.tasks.task import build_task
 from sktune.tracking import Tracker
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
@@ -118,7 +119,8 @@ def _open(
         shutil.rmtree(folder / cell.folder, ignore_errors=True)
     if state.floor is None:
         # Also finds the data's mistakes before the first cell.
-        state.floor = constant_answer(load_splits(recipe.data, recipe.task), recipe.task)
+        task = build_task(recipe.task)
+        state.floor = constant_answer(load_splits(recipe.data, task), task)
     state.select = recipe.compare.select
     state.environment = _environment(ranks)
     state.save(folder)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sktune.data.conll import read_lines
 from sktune.embedded import is_embedded, resolve
 from sktune.sections import DataSection
-
-if TYPE_CHECKING:
-    from sktune.tasks.config import TaskConfig
 
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -74,16 +70,23 @@ def find_file(folder: Path, name: str, field: str) -> Path:
     )
 
 
-def file_format(path: Path, data: DataSection, task: TaskConfig) -> str:
+def file_format(path: Path, data: DataSection, task: str, *, words: bool) -> str:
     """`conll`, `jsonl`, `csv`, `tsv` or `parquet`: as the recipe says, else by the file's ending.
 
-    A .tsv file of a token_classification task is CoNLL unless its first line names `data.words_column` or
-    `data.tags_column`.
+    A .tsv file of tagged words is CoNLL unless its first line names `data.words_column` or `data.tags_column`.
+
+    Args:
+        path: the file.
+        data: the recipe's section.
+        task: its name, for messages.
+        words: whether the task reads tagged words.
+
+    Raises:
+        ValueError: for CoNLL where no tagged words are read, and for an ending that says nothing.
     """
-    words = task.name == "token_classification"
     if data.format not in ("auto", "hub"):
         if data.format == "conll" and not words:
-            raise ValueError(f"data.format: conll holds tagged words, but task.name is {task.name}.")
+            raise ValueError(f"data.format: conll holds tagged words, but task.name is {task}.")
         return data.format
     ending = path.suffix.lower()
     if words and ending == ".tsv":
@@ -94,7 +97,7 @@ def file_format(path: Path, data: DataSection, task: TaskConfig) -> str:
     if ending in _TABLES:
         return _TABLES[ending]
     raise ValueError(
-        f"{path}: cannot tell the format for {task.name} from the ending {ending!r}. "
+        f"{path}: cannot tell the format for {task} from the ending {ending!r}. "
         "Set data.format to jsonl, csv, tsv, parquet" + (" or conll." if words else ".")
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -55,6 +55,19 @@ class MethodConfig(Section):
     def unread(cls, training: TrainingSection) -> frozenset[str]:
         """Fields (`training.learning_rate`) without effect on it: a grid over them is not run."""
         return frozenset()
+
+    def longest_row(self, data: DataSection, labels: int, count: Callable[[str], int]) -> tuple[int, str | None]:
+        """Tokens of the longest row with all that the method shows in it, but a prompt in front; for a plan.
+
+        Args:
+            data: the recipe's section.
+            labels: how many there are.
+            count: tokens of a text, special tokens included.
+
+        Returns:
+            (tokens, a note for the plan or None).
+        """
+        return data.max_length, None
 
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         """What is wrong between its own options, and between them and the task or the data.

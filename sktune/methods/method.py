@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.data import Example
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
+from sktune.sections import DataSection
+from sktune.tasks.task import Task
+
+
+class Frame(NamedTuple):
+    """What of a run a method can put around its task.
+
+    data: lengths and columns.
+    labels: the label set, empty where there is none.
+    tokenizer: the model's.
+    train: the training split, where it was read.
+    is_encoder: whether the model reads both ways; asking reads its configuration.
+    seed: of the run.
+    """
+
+    data: DataSection
+    labels: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Example]
+    is_encoder: Callable[[], bool]
+    seed: int
 
 
 class Method(nn.Module):
@@ -27,6 +49,15 @@ class Method(nn.Module):
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
+
+    @classmethod
+    def reframe(cls, config: Any, task: Task, frame: Frame) -> Task:
+        """The task as the model is to be asked it, where a method asks it in a way of its own.
+
+        Raises:
+            ValueError: where the task, the data or the tokenizer do not suit.
+        """
+        return task
 
     def weave(self, backbone: Backbone) -> Woven:
         """What is added to every input of a batch; called on all ranks.
@@ -70,6 +101,12 @@ def build_method(
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
     return method
+
+
+def reframed(config: MethodConfig, task: Task, frame: Frame) -> Task:
+    """The task as the method of this section puts it to the model; see `Method.reframe`."""
+    task = METHODS.implementation(config.name).reframe(config, task, frame)
+    return task
 
 
 def refuse_narrow_embeddings(method: str, backbone: Backbone) -> None:

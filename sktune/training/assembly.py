@@ -17,16 +17,15 @@ from sktune import __version__
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
-from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
+from sktune.data import Coder, Collator, EncodedSplit, Example, RawSplits, Row, load_splits
 from sktune.distributed.engine import State
 from sktune.distributed.placement import placement_for
 from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
-from sktune.methods.method import build_method
-from sktune.methods.template.config import TemplateConfig
-from sktune.methods.template.encode import TemplateEncoder, template_encoder
-from sktune.model.tuned_model import TunedModel, build_head, check_positions
+from sktune.methods.method import Frame, build_method, reframed
+from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.recipe import LoadedRecipe, Recipe
+from sktune.tasks.task import Task, build_task
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
@@ -43,32 +42,27 @@ class Assembly:
     collator: Collator
     raw: RawSplits | None
     sharding: Sharding
-    template: TemplateEncoder | None = None
-    """Of a method with a template: what encodes the splits instead."""
+    task: Task
+    """As this run's method puts it to the model."""
 
-    def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
+    def encode(self, examples: Sequence[Example], split: str, scoring: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
         backbone = self.model.backbone
-        if self.template is not None:
-            return self.template.encode(examples, split, backbone.max_positions)
-        return encode_split(
-            examples,
-            self.recipe.task,
-            self.recipe.data,
+        coder = Coder(
             self.tokenizer,
-            self.labels,
+            self.recipe.data,
             # Where a text opens a decoder's sequence, it also brought the BOS.
             add_special_tokens=backbone.is_encoder or not self.recipe.method.opens_sequence,
-            split=split,
-            score_candidates=score_candidates,
             is_encoder=backbone.is_encoder,
+            max_positions=backbone.max_positions,
         )
+        return self.task.encode(examples, coder, self.labels, split, scoring=scoring)
 
     def encode_for_scoring(self, examples: Sequence[Example] | None, split: str) -> list[Row] | None:
         """Rows of an evaluation split, or None; what was noticed goes to the log."""
         if examples is None:
             return None
-        encoded = self.encode(examples, split, score_candidates=self.recipe.task.has_label_set)
+        encoded = self.encode(examples, split, scoring=True)
         for line in encoded.report:
             logger.info(line)
         return list(encoded.rows)
@@ -87,18 +81,26 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     Raises:
         ValueError: for whatever the user can correct.
     """
-    raw = None
+    raw, task = None, build_task(recipe.task)
     if read_data:
-        raw = load_splits(recipe.data, recipe.task)
+        raw = load_splits(recipe.data, task)
     elif recipe.method.needs_training_data:
-        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), recipe.task)
+        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), task)
     for line in raw.report if raw is not None else ():
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
-    template = _read_template(recipe, labels or (), tokenizer, raw)  # before the model: its mistakes are cheap to find
-    for line in template.report if template is not None else ():
+    frame = Frame(
+        recipe.data,
+        tuple(labels or ()),
+        tokenizer,
+        raw.train if raw is not None else (),
+        is_encoder=lambda: is_encoder(read_config(recipe.model)),
+        seed=recipe.training.seed,
+    )
+    task = reframed(recipe.method, task, frame)  # before the model: its mistakes are cheap to find
+    for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)
     backbone = load_backbone(
@@ -111,32 +113,12 @@ def assemble(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, 
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
-    answer_tokens = None if template is None else template.template.tokens
-    head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
-    model = TunedModel(backbone, method, head)
+    model = TunedModel(backbone, method, task.head(backbone, len(labels) if labels is not None else 1))
     check_positions(recipe, backbone, method.positions)
     assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name, template is not None)
-    return Assembly(
-        recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template
-    )
-
-
-def _read_template(
-    recipe: Recipe, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, raw: RawSplits | None
-) -> TemplateEncoder | None:
-    method = recipe.method
-    if not isinstance(method, TemplateConfig):
-        return None
-    return template_encoder(
-        method,
-        recipe.data,
-        labels,
-        tokenizer,
-        raw.train if raw is not None else (),
-        is_encoder=is_encoder(read_config(recipe.model)),
-        seed=recipe.training.seed,
-    )
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, task)
+    kept = None if labels is None else tuple(labels)
+    return Assembly(recipe, tokenizer, model, kept, collator, raw, sharding, task)
 
 
 def save_adapter(

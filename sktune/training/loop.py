@@ -20,11 +20,11 @@ from sktune.distributed.optimizer import rate_factor
 from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
 from sktune.tasks.metrics import is_better
-from sktune.tasks.predictions import Scores
+from sktune.tasks.task import Scores
 from sktune.tracking import Tracker
 from sktune.training.assembly import Assembly
 from sktune.training.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
-from sktune.training.evaluation import evaluate, labels_that_count, model_inputs
+from sktune.training.evaluation import evaluate, model_inputs
 from sktune.training.head_start import CENTRE_BATCHES, set_centre
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.stopping import Stopped, decide, deferred, votes
@@ -63,9 +63,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.training = self.assembly.recipe.training
-        self.task = self.assembly.recipe.task
-        self.metric = self.training.metric_for_best_model or self.task.metrics()[0]
-        self._counts = [labels_that_count(row, self.task.name) for row in self.train_rows]
+        self.metric = self.training.metric_for_best_model or self.assembly.recipe.task.metrics()[0]
+        self._counts = [row.labelled for row in self.train_rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         # Before the first update there is nothing to go on from: a run of zero steps leaves no checkpoint.
         self._saved_step: int | None = self.progress.step if self.progress.step or not self.total_steps else None

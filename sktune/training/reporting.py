@@ -11,7 +11,7 @@ from sktune.backbone.quantized import FrozenLinear
 from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, write_whole
 from sktune.recipe import Recipe
-from sktune.tasks.predictions import Scores
+from sktune.tasks.task import Scores
 from sktune.tracking import Tracker
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import COMPARE_PREFIX

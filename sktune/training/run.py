@@ -20,7 +20,7 @@ from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, write_whole
 from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.recipe import LoadedRecipe
-from sktune.tasks.predictions import Scores
+from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, start_tracking
 from sktune.training import stopping
 from sktune.training.assembly import Assembly, assemble, save_adapter

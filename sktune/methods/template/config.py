@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from string import Formatter
 from typing import ClassVar, Literal, NamedTuple
 
@@ -76,6 +76,19 @@ class TemplateConfig(MethodConfig):
     @property
     def needs_training_data(self) -> bool:
         return self.demonstrations > 0
+
+    def longest_row(self, data: DataSection, labels: int, count: Callable[[str], int]) -> tuple[int, str | None]:
+        pair = data.text_pair_column is not None
+        template = self.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)
+        literals = "".join(literal for literal, _ in parse_template(template, pair))
+        fixed = 1 + count(literals)  # the answer too
+        shown, note = self.demonstrations * labels, None
+        if shown:
+            note = (
+                f"rows are {data.max_length} tokens in a template of {fixed} behind {shown} demonstrations as long, "
+                "up to the model's positions"
+            )
+        return (1 + shown) * (fixed + data.max_length), note
 
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if task is not None:
