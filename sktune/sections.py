@@ -87,9 +87,7 @@ class DataSection(Section):
     tags_column: str = Field("tags", description="Of tagged words on hub/jsonl/parquet data: list of tags.")
     conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
     conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
-    target_column: str | None = Field(
-        None, description="Column of the text that a language model is to write."
-    )
+    target_column: str | None = Field(None, description="Column of the text that a language model is to write.")
     text_template: str = Field(
         "{text}",
         description="How a single text is read, for example `Review: {text} Sentiment:`; what follows it is never cut.",

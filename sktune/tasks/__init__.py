@@ -11,5 +11,6 @@ TASKS = Registry(
         "pair_classification": "sktune.tasks.pair_classification:PairClassification",
         "regression": "sktune.tasks.regression:Regression",
         "causal_lm": "sktune.tasks.causal_lm:CausalLM",
+        "multi_label": "sktune.tasks.multi_label:MultiLabel",
     },
 )
