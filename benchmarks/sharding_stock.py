@@ -16,8 +16,9 @@ from sktune.backbone import Backbone, load_tokenizer
 from sktune.data import Collator
 from sktune.distributed.ranks import Ranks
 from sktune.methods.method import build_method
-from sktune.model.tuned_model import TunedModel, build_head
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import Recipe
+from sktune.tasks.task import build_task
 from sktune.training.setup import Setup
 from sktune.training.sharding import decide_sharding
 
@@ -60,7 +61,8 @@ def assemble_around(network: PreTrainedModel, recipe: Recipe, ranks: Ranks, labe
     )
     set_seed(recipe.training.seed)
     method = build_method(recipe.method, backbone, tokenizer)
-    model = TunedModel(backbone, method, build_head(recipe.task, backbone, len(labels)))
+    task = build_task(recipe.task)
+    model = TunedModel(backbone, method, task.head(backbone, len(labels)))
     assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
-    return Setup(recipe, tokenizer, model, labels, collator, None, decide_sharding(recipe, ranks))
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, task)
+    return Setup(recipe, tokenizer, model, labels, collator, None, decide_sharding(recipe, ranks), task)

@@ -26,7 +26,7 @@ from sharding_meter import Meter, begin_cell
 from sktune.distributed.placement import Partitioned
 from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
-from sktune.training.evaluate import labels_that_count, model_inputs
+from sktune.training.evaluate import model_inputs
 from sktune.training.meters import frozen_bytes
 from sktune.training.setup import build_engine, prepare
 
@@ -65,7 +65,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     assert assembly.raw is not None
     rows = assembly.encode(assembly.raw.train, "train").rows
     size = recipe.training.per_device_train_batch_size
-    counts = [labels_that_count(row, recipe.task.name) for row in rows]
+    counts = [row.labelled for row in rows]
     engine.set_training(True)
     for step in range(STEPS):
         first = step * size * ranks.world_size

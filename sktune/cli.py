@@ -229,17 +229,7 @@ def _run_predict(options: argparse.Namespace) -> None:
     from sktune.inference import predict
 
     for answer in predict(options.output, texts, options.text_pair, ranks, options.overrides):
-        print(json.dumps(answer, ensure_ascii=False) if options.json else _as_line(answer))
-
-
-def _as_line(answer: dict[str, Any]) -> str:
-    text = answer["text"]
-    if "entities" in answer:
-        found = ", ".join(f"{e['text']} [{e['type']}]" for e in answer["entities"]) or "no entities"
-        return f"{text}\n  -> {found}"
-    if "label" in answer:
-        return f"{text}\n  -> {answer['label']} ({answer['probabilities'][answer['label']]:.3f})"
-    return f"{text}\n  -> {answer.get('generated', answer.get('value'))}"
+        print(json.dumps(answer, ensure_ascii=False) if options.json else answer.line)
 
 
 if __name__ == "__main__":

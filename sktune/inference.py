@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sktune.data import Example, Row
+from sktune.data import Row
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import EVALUATION_FOLDER, RECIPE_FILE, write_whole
@@ -18,7 +18,7 @@ from sktune.model.adapter import adapter_folder, read_adapter
 from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
 from sktune.recipe import LoadedRecipe, load_recipe_document
-from sktune.tasks.predictions import answers_of
+from sktune.tasks.task import Answers
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
@@ -75,13 +75,21 @@ def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[st
     return result
 
 
+class Answer(dict[str, Any]):
+    """An answer, JSON-ready; `line` says the same in words, for a terminal."""
+
+    def __init__(self, line: str, **entries: Any) -> None:
+        super().__init__(entries)
+        self.line = line
+
+
 def predict(
     output: Path,
     texts: Sequence[str],
     pairs: Sequence[str] | None,
     ranks: Ranks,
     overrides: Sequence[str] = (),
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Answer]:
     """Answers for new texts, in order, in the words of the training data.
 
     Args:
@@ -92,13 +100,14 @@ def predict(
         overrides: changes of the recipe.
 
     Yields:
-        `text` with, by task: `words` and `tags` and `entities`; `label` and `probabilities`; `value`; `generated`.
+        `text` with what its task shows: `words`, `tags` and `entities`; `label` and `probabilities`; `value`;
+        `generated` ...
 
     Raises:
         UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
     """
     loaded, setup = load_trained(output, ranks, overrides, read_data=False)
-    recipe, task = loaded.recipe, loaded.recipe.task
+    recipe, task = loaded.recipe, setup.task
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
         need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
@@ -110,50 +119,22 @@ def predict(
     shown = not sys.stdout.isatty()
     with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
         for number, text in enumerate(texts):
-            words = tuple(text.split()) if task.name == "token_classification" else ()
-            reference: Any = ("O",) * len(words) if words else (0.0 if task.name == "regression" else "")
-            if task.name == "token_classification" and not words:
-                raise UserError(f"--text: {text!r} has no words")
-            example = Example(0, text, pairs[number] if pairs else None, words, reference)
-            rows = list(setup.encode([example], "text", score_candidates=task.label_words is not None).rows)
-            if task.name == "causal_lm" and task.label_words is None:
+            example = task.example(text, pairs[number] if pairs else None)
+            rows = list(setup.encode([example], "text", scoring=True).rows)
+            if length := task.config.new_tokens:
                 prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
-                yield {"text": text, "generated": generate(setup, prompt, task.max_new_tokens)}
+                found: dict[str, Any] = {"generated": generate(setup, prompt, length)}
             else:
-                yield {"text": text, **_answer(setup, rows, words)}
+                found = task.shown(example, rows, _answers(setup, rows), setup.labels)
+            yield Answer(f"{text}\n  -> {task.line(found)}", text=text, **found)
             advance(1)
 
 
-def _answer(setup: Setup, rows: list[Row], words: Sequence[str]) -> dict[str, Any]:
+def _answers(setup: Setup, rows: list[Row]) -> Answers:
     batch = setup.collator(rows)
     device = next(setup.model.parameters()).device
     output = setup.model(**model_inputs(batch, device))
-    task = setup.recipe.task
-    answers = answers_of(output, rows, batch["attention_mask"], task, setup.labels)
-    answer = answers[rows[0].index]
-    if task.name == "token_classification":
-        return {"words": list(words), "tags": answer, "entities": entities(words, answer)}
-    if task.name == "regression":
-        return {"value": answer}
-    if task.name == "causal_lm":
-        assert setup.labels is not None
-        shares = torch.tensor([-answers[row.index][0] for row in rows]).softmax(0).tolist()
-        answer = dict(zip(setup.labels, shares, strict=True))
-    return {"label": max(answer, key=answer.get), "probabilities": answer}
-
-
-def entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, str]]:
-    """The entities that IOB2 tags spell out, as texts with their types."""
-    found: list[dict[str, str]] = []
-    open_type: str | None = None
-    for word, tag in zip(words, tags, strict=True):
-        mark, _, kind = tag.partition("-")
-        if mark == "I" and kind == open_type:
-            found[-1]["text"] += f" {word}"
-        elif mark in ("B", "I"):
-            found.append({"text": word, "type": kind})
-        open_type = kind if mark in ("B", "I") else None
-    return found
+    return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""The sections of a recipe but for the method's: every field a run can set, with its default and its range.
+"""The sections of a recipe but for the method's and the task's: every field, with its default and its range.
 
 Field names follow transformers and DeepSpeed wherever those have a name for the thing. All sections are
-frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods are in
-`sktune.methods`.
+frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods and
+tasks are in `sktune.methods` and `sktune.tasks`.
 """
 
 from __future__ import annotations
@@ -65,27 +65,6 @@ class QuantizationSection(Section):
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
 
-class TaskSection(Section):
-    """What is predicted, and how a prediction is scored."""
-
-    name: Literal["token_classification", "sequence_classification", "pair_classification", "regression", "causal_lm"]
-    labels: tuple[str, ...] | None = Field(
-        None, description="The label set in order; null infers it from training data."
-    )
-    pooling: Literal["auto", "last", "mean", "first"] = Field(
-        "auto", description="Sentence vector: auto = last real token for decoders, masked mean for encoders."
-    )
-    labelled_piece: Literal["first", "last"] = Field(
-        "first",
-        description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
-    )
-    head_dropout: float = Field(0.0, ge=0, lt=1)
-    label_words: dict[str, str] | None = Field(
-        None, description="causal_lm: label -> words scored by likelihood; null means free text targets."
-    )
-    max_new_tokens: int = Field(32, ge=1, description="causal_lm: length limit of generated text in predict.")
-
-
 class DataSection(Section):
     """Where the examples come from and how they are read."""
 
@@ -107,11 +86,11 @@ class DataSection(Section):
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
-    words_column: str = Field("tokens", description="token_classification on hub/jsonl/parquet data: list of words.")
-    tags_column: str = Field("tags", description="token_classification on hub/jsonl/parquet data: list of tags.")
+    words_column: str = Field("tokens", description="Of tagged words on hub/jsonl/parquet data: list of words.")
+    tags_column: str = Field("tags", description="Of tagged words on hub/jsonl/parquet data: list of tags.")
     conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
     conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
-    target_column: str | None = Field(None, description="causal_lm: column of the target text.")
+    target_column: str | None = Field(None, description="Column of the text that a language model is to write.")
     text_template: str = Field(
         "{text}",
         description="How a single text is read, for example `Review: {text} Sentiment:`; what follows it is never cut.",

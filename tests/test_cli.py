@@ -69,6 +69,11 @@ def _check_labels(*labels: str) -> Any:
     return check
 
 
+def _check_several(answer: dict[str, Any]) -> None:
+    assert answer["probabilities"].keys() == {"people", "places"}
+    assert answer["labels"] == [label for label, share in answer["probabilities"].items() if share >= 0.5]
+
+
 def _check_number(answer: dict[str, Any]) -> None:
     assert isinstance(answer["value"], float)
 
@@ -83,6 +88,7 @@ CHECKS = {
     "sequence": _check_labels("people", "places"),
     "pair": _check_labels("same", "other"),
     "regression": _check_number,
+    "several": _check_several,
     "words": _check_labels("people", "places"),
     "generation": _check_generated,
 }

@@ -38,6 +38,7 @@ from sktune.comparison.tables import as_csv, as_json, as_markdown, write_report
 from sktune.data import load_splits
 from sktune.files import locked
 from sktune.recipe import RecipeError, load_recipe, load_recipe_document
+from sktune.tasks.task import build_task
 from sktune.training.checkpoint import checkpoint_path
 from sktune.training.meters import peak_memory, reset_peak_memory
 from sktune.training.run import train
@@ -339,7 +340,8 @@ def test_a_report_of_nothing_finished_is_still_one(tmp_path: Path) -> None:
 def test_constant_answers(workshop: Workshop) -> None:
     def floor(name: str, *sections: Sections) -> dict[str, Any]:
         recipe = load_recipe(workshop.write(name, *sections))
-        found = constant_answer(load_splits(recipe.data, recipe.task), recipe.task)
+        task = build_task(recipe.task)
+        found = constant_answer(load_splits(recipe.data, task), task)
         assert found is not None
         return found
 
@@ -355,7 +357,8 @@ def test_constant_answers(workshop: Workshop) -> None:
     assert numbers["test"]["spearman"] == 0.0
     assert numbers["test"]["mse"] > 0
     free = load_recipe(workshop.write("free", TASKS["generation"]))
-    assert constant_answer(load_splits(free.data, free.task), free.task) is None
+    task = build_task(free.task)
+    assert constant_answer(load_splits(free.data, task), task) is None
 
 
 # -- running ----------------------------------------------------------------------------------------------------

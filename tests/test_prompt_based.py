@@ -53,6 +53,7 @@ from sktune.planning.trained_bytes import Engine
 from sktune.recipe import load_recipe
 from sktune.sections import DataSection, ModelSection, QuantizationSection
 from sktune.training.checkpoint import list_checkpoints
+from sktune.training.evaluate import NOT_READ
 from sktune.training.setup import Setup, prepare
 
 TEMPLATE = "w30 {text} w31 {answer}"
@@ -88,7 +89,7 @@ def scored(assembly: Setup, rows: Sequence[Any], side: str) -> tuple[torch.Tenso
     assembly.collator.padding_side = side
     batch = assembly.collator(rows)
     with torch.no_grad():
-        output = assembly.model.eval()(**{name: tensor for name, tensor in batch.items() if name != "index"})
+        output = assembly.model.eval()(**{name: tensor for name, tensor in batch.items() if name not in NOT_READ})
     return output.logits, float(output.loss)
 
 
@@ -137,9 +138,10 @@ def test_few_shot_is_the_plain_model_on_demonstrations_and_template(
     workshop: Workshop, folders: dict[str, Path], family: str
 ) -> None:
     assembly = assembled(workshop, folders[family], *method("in_context", demonstrations=2))
-    assert assembly.raw is not None and assembly.template is not None and assembly.template.demonstrations is not None
+    assert assembly.raw is not None
+    encoder = assembly.task.encoder  # type: ignore[attr-defined]
     examples = (assembly.raw.validation or [])[:5]
-    shown = assembly.template.demonstrations.of(examples)
+    shown = encoder.demonstrations.of(examples)
     texts = [
         " ".join(f"w30 {one.text} w31 {WORDS[str(one.reference)]}" for one in before) + f" w30 {example.text} w31"
         for example, before in zip(examples, shown, strict=True)
@@ -215,7 +217,7 @@ def test_checkpointing_and_padding_change_no_gradient(
         rows = _first_batch(assembly)
         for side in ("right", "left"):
             assembly.collator.padding_side = side  # type: ignore[assignment]
-            batch = {name: tensor for name, tensor in assembly.collator(rows).items() if name != "index"}
+            batch = {name: tensor for name, tensor in assembly.collator(rows).items() if name not in NOT_READ}
             assembly.model.zero_grad()
             assembly.model.train()(**batch).loss.backward()
             parameters = assembly.model.trainable_parameters()

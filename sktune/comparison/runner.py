@@ -34,7 +34,8 @@ from sktune.files import (
     SUMMARY_FILE,
     write_whole,
 )
-from sktune.recipe import LoadedRecipe, metrics_of
+from sktune.recipe import LoadedRecipe
+from sktune.tasks.task import build_task
 from sktune.tracking import Tracker, names
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
@@ -104,14 +105,15 @@ def _open(
             recipe=str(base.source),
             overrides=[hide_password(override) for override in overrides],
             task=recipe.task.name,
-            metric=recipe.training.metric_for_best_model or metrics_of(recipe.task)[0],
+            metric=recipe.training.metric_for_best_model or recipe.task.metrics()[0],
             select=recipe.compare.select,
         )
     for cell in state.add(list(cells), {"ranks": ranks.world_size, "device": ranks.device.type}):
         shutil.rmtree(folder / cell.folder, ignore_errors=True)
     if state.floor is None:
         # Also finds the data's mistakes before the first cell.
-        state.floor = constant_answer(load_splits(recipe.data, recipe.task), recipe.task)
+        task = build_task(recipe.task)
+        state.floor = constant_answer(load_splits(recipe.data, task), task)
     state.select = recipe.compare.select
     state.environment = _environment(ranks)
     state.save(folder)

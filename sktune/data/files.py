@@ -8,7 +8,7 @@ from sktune.data.text_files import ending as ending_of
 from sktune.data.text_files import read_lines
 from sktune.embedded import is_embedded, resolve
 from sktune.errors import UserError
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
 
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -72,16 +72,23 @@ def find_file(folder: Path, name: str, field: str) -> Path:
     )
 
 
-def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
+def file_format(path: Path, data: DataSection, task: str, *, words: bool) -> str:
     """`conll`, `jsonl`, `csv`, `tsv` or `parquet`: as the recipe says, else by the file's ending.
 
-    A .tsv file of a token_classification task is CoNLL unless its first line names `data.words_column` or
-    `data.tags_column`.
+    A .tsv file of tagged words is CoNLL unless its first line names `data.words_column` or `data.tags_column`.
+
+    Args:
+        path: the file.
+        data: the recipe's section.
+        task: its name, for messages.
+        words: whether the task reads tagged words.
+
+    Raises:
+        UserError: for CoNLL where no tagged words are read, and for an ending that says nothing.
     """
-    words = task.name == "token_classification"
     if data.format not in ("auto", "hub"):
         if data.format == "conll" and not words:
-            raise UserError(f"data.format: conll holds tagged words, but task.name is {task.name}.")
+            raise UserError(f"data.format: conll holds tagged words, but task.name is {task}.")
         return data.format
     ending = ending_of(path)
     if words and ending == ".tsv":
@@ -92,6 +99,6 @@ def file_format(path: Path, data: DataSection, task: TaskSection) -> str:
     if ending in _TABLES:
         return _TABLES[ending]
     raise UserError(
-        f"{path}: cannot tell the format for {task.name} from the ending {ending!r}. "
+        f"{path}: cannot tell the format for {task} from the ending {ending!r}. "
         "Set data.format to jsonl, csv, tsv, parquet" + (" or conll." if words else ".")
     )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from sktune.data.examples import Example, RawSplits
+from sktune.data.examples import Example, RawSplits, Reading
 from sktune.data.files import local_folder
-from sktune.data.labels import absent_labels, check_training_labels, infer_labels, unseen_labels
-from sktune.data.reading import Reading, given_labels, read_split
+from sktune.data.labels import absent_labels, unseen_labels
+from sktune.data.reading import Reader, read_split
 from sktune.errors import UserError
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
 
 
-def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
+def load_splits(data: DataSection, task: Reader) -> RawSplits:
     """Read the splits that the recipe names.
 
     Sources are hub datasets, and local files in CoNLL columns, JSON lines, CSV, TSV or parquet; never a
     loading script, never a pickle. Rows without a label are dropped and counted; a test split without any
     label is dropped as a whole. The label set comes from the whole training split (or from the recipe);
     only then `data.max_*_samples` takes the first so many examples of each split, in the order of the file.
+
+    Args:
+        data: the recipe's section.
+        task: reads the examples and says what the label set is.
 
     Raises:
         UserError: with one clear message on what is wrong where, and what to do.
@@ -46,7 +50,7 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
     validation = read(data.validation, "validation")
     test = read(data.test, "test")
 
-    labels = _label_set(task, train)
+    labels = task.label_set(train)
     if labels is not None:
         for split, reading in (("validation", validation), ("test", test)):
             if reading is not None:
@@ -70,19 +74,3 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
         labels=labels,
         report=report,
     )
-
-
-def _label_set(task: TaskSection, train: Reading) -> tuple[str, ...] | None:
-    if task.name == "regression" or (task.name == "causal_lm" and task.label_words is None):
-        return None
-    given = given_labels(task)
-    if given is None:
-        return infer_labels(train.examples, train.class_names)
-    check_training_labels(
-        train.examples, given, "task.labels" if task.labels is not None else "task.label_words", train.where
-    )
-    if task.label_words is not None:
-        without = [label for label in given if label not in task.label_words]
-        if without:
-            raise UserError(f"task.label_words: no words for {', '.join(without)} of task.labels.")
-    return given

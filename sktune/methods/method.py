@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
 from sktune.backbone.vocabulary import check_tokens
+from sktune.data import Example
 from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
 from sktune.methods.prompt_text import PromptText
+from sktune.sections import DataSection
+from sktune.tasks.task import Task
 
 DECAYS = "sktune_decays"
 """Attribute of a parameter that is False where weight decay would be wrong (see `without_decay`)."""
@@ -24,6 +27,25 @@ def without_decay(parameters: Iterable[nn.Parameter]) -> None:
     """Marks parameters that multiply and start at 1: weight decay would take away what they multiply."""
     for parameter in parameters:
         setattr(parameter, DECAYS, False)
+
+
+class Frame(NamedTuple):
+    """What of a run a method can put around its task.
+
+    data: lengths and columns.
+    labels: the label set, empty where there is none.
+    tokenizer: the model's.
+    train: the training split, where it was read.
+    is_encoder: whether the model reads both ways; asking reads its configuration.
+    seed: of the run.
+    """
+
+    data: DataSection
+    labels: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Example]
+    is_encoder: Callable[[], bool]
+    seed: int
 
 
 class Method(nn.Module):
@@ -39,6 +61,15 @@ class Method(nn.Module):
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
+
+    @classmethod
+    def reframe(cls, config: Any, task: Task, frame: Frame) -> Task:
+        """The task as the model is to be asked it, where a method asks it in a way of its own.
+
+        Raises:
+            UserError: where the task, the data or the tokenizer do not suit.
+        """
+        return task
 
     def weave(self, backbone: Backbone) -> Woven:
         """What is added to every input of a batch; called on all ranks.
@@ -86,6 +117,12 @@ def build_method(
             where = "the text that the method reads"
             check_tokens(tokenizer, backbone.vocabulary_size, module.input_ids.tolist(), where)
     return method
+
+
+def reframed(config: MethodConfig, task: Task, frame: Frame) -> Task:
+    """The task as the method of this section puts it to the model; see `Method.reframe`."""
+    task = METHODS.implementation(config.name).reframe(config, task, frame)
+    return task
 
 
 def refuse_narrow_embeddings(method: str, backbone: Backbone) -> None:

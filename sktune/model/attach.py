@@ -15,8 +15,10 @@ from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.model.adapter import write_weights
-from sktune.model.tuned_model import TunedModel, build_head, fold_centre, put_weights
-from sktune.sections import TaskSection
+from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
+from sktune.tasks.task import build_task
 
 
 def attach(
@@ -24,7 +26,7 @@ def attach(
     tokenizer: PreTrainedTokenizerBase,
     method: MethodConfig,
     *,
-    task: str | TaskSection | None = None,
+    task: str | TaskConfig | None = None,
     num_labels: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> TunedModel:
@@ -43,7 +45,7 @@ def attach(
         model: without a task head (`AutoModel`), or a causal language model; quantized or not. It is frozen.
         tokenizer: the model's.
         method: `SKPrefixConfig(text=...)`, `SKPromptConfig(text=...)` or `HeadOnlyConfig()`.
-        task: a task's name, or its section for more settings; None means causal_lm for a language model.
+        task: a task's name, or its section for more settings; None means the language model's own for one.
         num_labels: classes, for classification tasks.
         gradient_checkpointing: recompute the blocks in backward.
 
@@ -58,11 +60,11 @@ def attach(
         )
     if task is None:
         if model is getattr(model, model.base_model_prefix, model):
-            raise UserError("attach: name a task (token_classification, sequence_classification, ...) for this model")
-        task = "causal_lm"
-    section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+            raise UserError(f"attach: name a task for this model: {', '.join(TASKS)}")
+        task = TASKS.having("needs_language_model")[0]
+    section: TaskConfig = task if isinstance(task, TaskConfig) else TASKS.read({"name": task})
     kernel = model.config._attn_implementation or "eager"
-    needs_labels = section.name not in ("causal_lm", "regression")
+    needs_labels = section.has_head and section.has_label_set
     if needs_labels and num_labels is None:
         raise UserError(f"attach: {section.name} needs num_labels, the number of classes")
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
@@ -79,7 +81,7 @@ def attach(
     return TunedModel(
         backbone,
         build_method(method, backbone, tokenizer),
-        build_head(section, backbone, num_labels or 1),
+        build_task(section).head(backbone, num_labels or 1),
     ).to(device)
 
 

@@ -12,9 +12,10 @@ from pydantic.fields import FieldInfo
 from sktune.methods import METHODS
 from sktune.recipe.recipe import Recipe
 from sktune.sections import Section
+from sktune.tasks import TASKS
 
 SECTIONS: tuple[str, ...] = tuple(Recipe.model_fields)
-REGISTRIES = {"method": METHODS}
+REGISTRIES = {"method": METHODS, "task": TASKS}
 """Sections with a class for each `name`."""
 
 # Names that other tools use for the same thing; close spelling alone would not find them.

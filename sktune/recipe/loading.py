@@ -96,7 +96,8 @@ def dump_recipe(recipe: Recipe) -> str:
     The text holds replaced `${NAME}` references in full: write it only where secrets may lie.
     """
     given = recipe.model_dump(mode="json", exclude_unset=True)
-    given["method"] = {"name": recipe.method.name, **given["method"]}
+    for section in ("method", "task"):
+        given[section] = {"name": getattr(recipe, section).name, **given[section]}
     return to_yaml(escape(given))
 
 

@@ -79,7 +79,7 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
 
 
 def _variant(name: str, content: Mapping[str, Any]) -> type[Section] | Problem:
-    """The class that checks this section; for the method, the one its `name` asks for."""
+    """The class that checks this section; for the method and the task, the one its `name` asks for."""
     classes = variants(name)
     if "" in classes:
         return classes[""]

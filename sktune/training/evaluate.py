@@ -10,24 +10,17 @@ from sktune.data import Row, evaluation_batches
 from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
 from sktune.progress import progress
-from sktune.tasks.heads import IGNORED
-from sktune.tasks.predictions import Answers, Scores, answers_of, score
+from sktune.tasks.task import Answers, Scores
 from sktune.training.setup import Setup
 from sktune.training.stopping import agree, deferred
+
+NOT_READ = frozenset({"index", "valid"})
+"""Tensors of a batch that the model does not take."""
 
 
 def model_inputs(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """What the model takes of a collated batch, on its device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "index"}
-
-
-def labels_that_count(row: Row, task_name: str) -> int:
-    """How many labels of a row enter the loss; the same rule as the heads'."""
-    if isinstance(row.labels, list):
-        # A language model's first token has nothing before it to be predicted from.
-        labels = row.labels[1:] if task_name == "causal_lm" else row.labels
-        return sum(label != IGNORED for label in labels)
-    return int(task_name == "regression" or row.labels != IGNORED)
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in NOT_READ}
 
 
 @torch.no_grad()
@@ -45,7 +38,7 @@ def evaluate(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks, ma
     Raises:
         Stopped: before a batch, on all ranks, where one was told to stop.
     """
-    task = setup.recipe.task
+    task = setup.task
     batch_size = setup.recipe.training.per_device_eval_batch_size
     engine.set_training(False)
     answers: Answers = {}
@@ -59,12 +52,13 @@ def evaluate(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks, ma
             output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
             assert output.loss is not None
             totals[0] += float(output.loss)
-            totals[1] += sum(labels_that_count(row, task.name) for row in chosen if row is not None)
-            answers |= answers_of(output, chosen, batch["attention_mask"], task, setup.labels)
+            totals[1] += sum(row.labelled for row in chosen if row is not None)
+            starts = batch["attention_mask"].argmax(1).tolist()
+            answers |= task.answers(output, chosen, starts, setup.labels)
             advance(1)
     engine.set_training(True)
     loss_sum, count = ranks.sum(totals)
     everything: Answers = {}
     for part in ranks.gather(answers):
         everything |= part
-    return score(rows, everything, loss_sum / max(count, 1.0), task, setup.labels)
+    return task.score(rows, everything, loss_sum / max(count, 1.0), setup.labels)

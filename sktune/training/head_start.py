@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -29,9 +30,10 @@ def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
     Before the engine is built: what DeepSpeed keeps of the parameters is copied from them there.
     """
     if isinstance(model.head, TrainedHead):
-        per_row = [row.labels if isinstance(row.labels, list) else [row.labels] for row in rows]
-        labels = torch.tensor([label for labels in per_row for label in labels])
-        model.head.set_prior(labels[model.head.counted(labels, None)])
+        labels: list[Any] = [row.labels for row in rows]
+        if model.head.per_token:
+            labels = [label for of_row in labels for label in of_row]
+        model.head.set_prior(torch.tensor(labels))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import Recipe
-from sktune.tasks.predictions import Scores
+from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Progress
 from sktune.training.meters import ThroughputMeter, peak_memory

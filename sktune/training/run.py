@@ -23,7 +23,7 @@ from sktune.model.adapter import write_adapter
 from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.progress import progress as shown_progress
 from sktune.recipe import LoadedRecipe
-from sktune.tasks.predictions import Scores
+from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs

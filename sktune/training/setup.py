@@ -13,7 +13,7 @@ from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.backbone.vocabulary import check_tokens, padding_token
-from sktune.data import Collator, EncodedSplit, Example, RawSplits, Row, encode_split, load_splits
+from sktune.data import Coder, Collator, EncodedSplit, Example, RawSplits, Row, load_splits
 from sktune.distributed.deepspeed_config import size_deepspeed_config
 from sktune.distributed.deepspeed_engine import DeepSpeedEngine
 from sktune.distributed.engine import Engine
@@ -21,11 +21,11 @@ from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.placement import placement_for
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
-from sktune.methods.method import build_method
-from sktune.methods.template.config import TemplateConfig
-from sktune.methods.template.encode import TemplateEncoder, template_encoder
-from sktune.model.tuned_model import TunedModel, build_head, check_positions
-from sktune.recipe import Recipe, metrics_of
+from sktune.methods.method import Frame, build_method, reframed
+from sktune.model.tuned_model import TunedModel, check_positions
+from sktune.recipe import Recipe
+from sktune.tasks.heads import LabelWordHead
+from sktune.tasks.task import Task, build_task
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
@@ -42,45 +42,35 @@ class Setup:
     collator: Collator
     raw: RawSplits | None
     sharding: Sharding
-    template: TemplateEncoder | None = None
-    """Of a method with a template: what encodes the splits instead."""
+    task: Task
+    """As this run's method puts it to the model."""
 
     @property
     def metric(self) -> str:
         """The validation metric that the best checkpoint is chosen by."""
-        return self.recipe.training.metric_for_best_model or metrics_of(self.recipe.task)[0]
+        return self.recipe.training.metric_for_best_model or self.recipe.task.metrics()[0]
 
-    def encode(self, examples: Sequence[Example], split: str, score_candidates: bool = False) -> EncodedSplit:
+    def encode(self, examples: Sequence[Example], split: str, scoring: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
         backbone = self.model.backbone
-        encoded = self._encode(examples, split, score_candidates)
+        coder = Coder(
+            self.tokenizer,
+            self.recipe.data,
+            # Where a text opens a decoder's sequence, it also brought the BOS.
+            add_special_tokens=backbone.is_encoder or not self.recipe.method.opens_sequence,
+            is_encoder=backbone.is_encoder,
+            max_positions=backbone.max_positions,
+        )
+        encoded = self.task.encode(examples, coder, self.labels, split, scoring=scoring)
         texts = (row.input_ids for row in encoded.rows)
         check_tokens(self.tokenizer, backbone.vocabulary_size, texts, f"a text of the {split} split")
         return encoded
-
-    def _encode(self, examples: Sequence[Example], split: str, score_candidates: bool) -> EncodedSplit:
-        backbone = self.model.backbone
-        if self.template is not None:
-            return self.template.encode(examples, split, backbone.max_positions)
-        return encode_split(
-            examples,
-            self.recipe.task,
-            self.recipe.data,
-            self.tokenizer,
-            self.labels,
-            # Where a text opens a decoder's sequence, it also brought the BOS.
-            add_special_tokens=backbone.is_encoder or not self.recipe.method.opens_sequence,
-            split=split,
-            score_candidates=score_candidates,
-            is_encoder=backbone.is_encoder,
-        )
 
     def encode_for_scoring(self, examples: Sequence[Example] | None, split: str) -> list[Row] | None:
         """Rows of an evaluation split, or None; what was noticed goes to the log."""
         if examples is None:
             return None
-        encoded = self.encode(examples, split, score_candidates=self.recipe.task.label_words is not None)
-        return _rows(encoded)
+        return _rows(self.encode(examples, split, scoring=True))
 
     def training_rows(self) -> list[Row] | None:
         """Rows of the training split, or None where nothing trains; what was noticed goes to the log."""
@@ -107,18 +97,26 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
     Raises:
         UserError: for whatever the user can correct.
     """
-    raw = None
+    raw, task = None, build_task(recipe.task)
     if read_data:
-        raw = load_splits(recipe.data, recipe.task)
+        raw = load_splits(recipe.data, task)
     elif recipe.method.needs_training_data:
-        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), recipe.task)
+        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), task)
     for line in raw.report if raw is not None else ():
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
-    template = _read_template(recipe, labels or (), tokenizer, raw)  # before the model: its mistakes are cheap to find
-    for line in template.report if template is not None else ():
+    frame = Frame(
+        recipe.data,
+        tuple(labels or ()),
+        tokenizer,
+        raw.train if raw is not None else (),
+        is_encoder=lambda: is_encoder(read_config(recipe.model)),
+        seed=recipe.training.seed,
+    )
+    task = reframed(recipe.method, task, frame)  # before the model: its mistakes are cheap to find
+    for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)
     backbone = load_backbone(
@@ -131,31 +129,13 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
-    answer_tokens = None if template is None else template.template.tokens
-    check_tokens(tokenizer, backbone.vocabulary_size, [answer_tokens or ()], "a label's word")
-    head = build_head(recipe.task, backbone, len(labels) if labels is not None else 1, answer_tokens)
-    model = TunedModel(backbone, method, head)
+    model = TunedModel(backbone, method, task.head(backbone, len(labels) if labels is not None else 1))
+    if isinstance(model.head, LabelWordHead):
+        check_tokens(tokenizer, backbone.vocabulary_size, [model.head.tokens.tolist()], "a label's word")
     check_positions(recipe, backbone, method.positions)
-    padding = padding_token(tokenizer, backbone.vocabulary_size)
-    collator = Collator(padding, recipe.data.padding_side, recipe.task.name, template is not None)
-    return Setup(recipe, tokenizer, model, None if labels is None else tuple(labels), collator, raw, sharding, template)
-
-
-def _read_template(
-    recipe: Recipe, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, raw: RawSplits | None
-) -> TemplateEncoder | None:
-    method = recipe.method
-    if not isinstance(method, TemplateConfig):
-        return None
-    return template_encoder(
-        method,
-        recipe.data,
-        labels,
-        tokenizer,
-        raw.train if raw is not None else (),
-        is_encoder=is_encoder(read_config(recipe.model)),
-        seed=recipe.training.seed,
-    )
+    collator = Collator(padding_token(tokenizer, backbone.vocabulary_size), recipe.data.padding_side, task)
+    kept = None if labels is None else tuple(labels)
+    return Setup(recipe, tokenizer, model, kept, collator, raw, sharding, task)
 
 
 def build_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:

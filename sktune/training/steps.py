@@ -13,7 +13,6 @@ import torch
 
 from sktune.data import GlobalBatches, Row, divide
 from sktune.distributed.ranks import Ranks
-from sktune.training.evaluate import labels_that_count
 from sktune.training.setup import Setup
 
 
@@ -40,7 +39,7 @@ class Steps:
             self.total = self.training.max_steps
         else:
             self.total = math.ceil(self.training.num_train_epochs * self.per_epoch)
-        self._counts = [labels_that_count(row, setup.recipe.task.name) for row in rows]
+        self._counts = [row.labelled for row in rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def row_numbers(self, step: int) -> list[int]:

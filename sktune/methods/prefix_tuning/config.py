@@ -10,7 +10,8 @@ from pydantic import Field
 from sktune.errors import Problem
 from sktune.methods.config import FromTextConfig
 from sktune.methods.upper_layers import UpperLayersConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.sections import DataSection, idle
+from sktune.tasks.config import TaskConfig
 
 
 class PrefixTuningConfig(UpperLayersConfig, FromTextConfig):
@@ -23,7 +24,7 @@ class PrefixTuningConfig(UpperLayersConfig, FromTextConfig):
 
     visible_prefix: ClassVar[bool] = True
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
         if self.reparametrize and self.init == "text":
             yield Problem(

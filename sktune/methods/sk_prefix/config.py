@@ -10,7 +10,8 @@ from pydantic import Field
 from sktune.errors import Problem
 from sktune.methods.semantic.config import SemanticConfig
 from sktune.methods.upper_layers import UpperLayersConfig
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.config import TaskConfig
 
 
 class SKPrefixConfig(UpperLayersConfig, SemanticConfig):
@@ -25,7 +26,7 @@ class SKPrefixConfig(UpperLayersConfig, SemanticConfig):
         "identity": (*SemanticConfig.without_effect["identity"], "shared"),
     }
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
         if self.layers is not None and self.trainable_text:
             yield Problem(

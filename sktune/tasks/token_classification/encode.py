@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
-
-from sktune.data.alignment import join_words, labelled_pieces, words_of_tokens
-from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
+from sktune.data import Coder, EncodedSplit, Example, Row
+from sktune.data.examples import ABSENT
 from sktune.data.tokenization import tokenize
-from sktune.sections import DataSection, TaskSection
+from sktune.tasks.token_classification.alignment import join_words, labelled_pieces, words_of_tokens
 
 
 def encode_words(
     examples: Sequence[Example],
-    task: TaskSection,
-    data: DataSection,
-    tokenizer: PreTrainedTokenizerBase,
+    coder: Coder,
     labels: Sequence[str],
-    *,
-    add_special_tokens: bool,
+    labelled_piece: Literal["first", "last"],
     split: str,
-    is_encoder: bool,
 ) -> EncodedSplit:
     """Rows of tagged sentences: each word's tag on its first or last piece, -100 on every other token.
 
     A word without a piece (its characters are removed by the tokenizer, or it was cut off) gets -1 in
     `word_pieces` and is counted in the report; the gold tags of all words stay in `reference`.
     """
+    tokenizer, max_length = coder.tokenizer, coder.data.max_length
+    coder.check(False)
     label_ids = {label: i for i, label in enumerate(labels)}
     joined = [join_words(example.words) for example in examples]
     tokenized = tokenize(
         tokenizer, [text for text, _ in joined], None,
-        max_length=data.max_length, add_special_tokens=add_special_tokens, token_type_ids=is_encoder,
+        max_length=max_length, add_special_tokens=coder.add_special_tokens, token_type_ids=coder.is_encoder,
     )  # fmt: skip
     rows: list[Row] = []
     truncated = cut = no_piece = 0
@@ -45,7 +42,7 @@ def encode_words(
                 text, starts, tokens.full.offsets, tokenizer.convert_ids_to_tokens(tokens.full.input_ids)
             )
         count = len(example.words)
-        positions = labelled_pieces(count, kept, whole, task.labelled_piece, tokenizer.truncation_side)
+        positions = labelled_pieces(count, kept, whole, labelled_piece, tokenizer.truncation_side)
         lost = positions.count(-1)
         without = count - len({word for word in whole if word >= 0})
         no_piece += without
@@ -71,7 +68,7 @@ def encode_words(
     report = []
     if truncated:
         report.append(
-            f"{split}: {truncated} of {len(rows)} inputs truncated to {data.max_length} tokens; "
+            f"{split}: {truncated} of {len(rows)} inputs truncated to {max_length} tokens; "
             f"{cut} of {words} words lost, predicted O"
         )
     if no_piece:
