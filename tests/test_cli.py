@@ -15,6 +15,7 @@ import pytest
 from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of, summary_of, tracked
 
 from sktune.cli import main
+from sktune.cli.commands import COMMANDS
 
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
@@ -222,12 +223,74 @@ def test_debugging_shows_the_traceback(workshop: Workshop, monkeypatch: pytest.M
         main(["train", str(workshop.write("run", {"data": {"train": "absent.conll"}}))])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     assert f"sktune {command} " in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean train?"),
+        (["finetune"], "did you mean train?"),
+        (["train"], "no recipe is given"),
+        (["train", "x.yaml", "--resum"], "did you mean --resume?"),
+        (["train", "x.yaml", "--learning_rate", "1"], "did you mean the field training.learning_rate?"),
+        (["train", "x.yaml", "--lora-alpha=1"], "did you mean the field method.alpha?"),
+        (["train", "x.yaml", "--training.seed"], "--training.seed needs a value"),
+        (["train", "x.yaml", "--training.seed", "--resume"], "--training.seed needs a value"),
+        (["train", "x.yaml", "--quiet", "--verbose"], "contradict"),
+        (["evaluate", "runs/x", "--splits", "test"], "did you mean --split?"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+FORMS: list[list[str]] = [
+    ["train", "RECIPE", "training.max_steps=3", "training.seed=-1"],
+    ["train", "--recipe", "RECIPE", "training.max_steps=3", "training.seed=-1"],
+    ["train", "--local_rank=0", "--recipe=RECIPE", "--training.max_steps=3", "--training.seed", "-1"],
+    ["--local_rank=0", "train", "training.max_steps=3", "RECIPE", "--training.seed=-1"],
+    ["train", "--training.max_steps", "3", "RECIPE", "--local-rank", "1", "training.seed=-1"],
+    ["train", "RECIPE", "--", "training.max_steps=3", "training.seed=-1"],
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_recipe_and_overrides_are_understood_in_every_form(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    recipe = str(workshop.write("a=b"))
+    received: list[Any] = []
+    monkeypatch.setattr("sktune.cli.train.run_train", lambda *given: received.append(given))
+    assert main([argument.replace("RECIPE", recipe) for argument in form]) == 0
+    assert received == [(recipe, ["training.max_steps=3", "training.seed=-1"])]
+
+
+def test_a_quiet_run_logs_no_progress_and_prints_its_results(workshop: Workshop, start: Start) -> None:
+    running = start([sys.executable, "-m", "sktune", "train", str(workshop.write("run")), "--quiet"])
+    assert running.wait(120) == 0
+    lines = running.output().splitlines()
+    assert any(line.startswith("adapter: ") for line in lines)
+    assert not any("threads:" in line for line in lines)
+
+
+def test_shell_completion_knows_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        environment = {**os.environ, "_SKTUNE_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        environment["COMP_CWORD"] = str(len(words.split()) - 1)
+        command = [sys.executable, "-m", "sktune"]
+        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return [line.partition(",")[2] for line in found.stdout.splitlines()]
+
+    assert completed("sktune ev") == ["evaluate"]
+    assert completed("sktune train --res") == ["--resume"]
 
 
 # -- the launchers as plain scripts -----------------------------------------------------------------------------
@@ -243,11 +306,16 @@ def test_the_train_launcher_alone_refuses_without_a_traceback(workshop: Workshop
 
 
 def test_help_and_validation_do_not_load_torch(workshop: Workshop) -> None:
+    recipe = str(workshop.write("run"))
     code = (
-        "import sys; from sktune.cli import main; status = main(['validate', sys.argv[1]]); "
-        "sys.exit(status or int('torch' in sys.modules))"
+        "import sys; from sktune.cli import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'datasets', 'mlflow'} & set(sys.modules)\n"
+        "sys.exit(status or ' '.join(heavy))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(workshop.write("run"))], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
+    for arguments in (["validate", recipe], ["--help"], *([command, "--help"] for command in COMMANDS)):
+        found = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, (arguments, found.stderr)
