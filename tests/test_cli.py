@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of,
 
 from sktune.cli import main
 from sktune.cli.commands import COMMANDS
+from sktune.methods import METHODS
 
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
@@ -291,6 +293,46 @@ def test_shell_completion_knows_commands_and_options() -> None:
 
     assert completed("sktune ev") == ["evaluate"]
     assert completed("sktune train --res") == ["--resume"]
+
+
+# -- what there is, and what a run would do ---------------------------------------------------------------------
+
+
+def test_lists_name_everything_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [line.split()[0] for line in succeed(capsys, "list", "methods").splitlines()] == list(METHODS)
+    assert "token_classification" in succeed(capsys, "list", "tasks")
+    assert "quickstart_miniature.yaml" in succeed(capsys, "list", "recipes")
+    rank = next(line for line in succeed(capsys, "list", "fields", "method.lora").splitlines() if ".rank" in line)
+    assert rank == "method.lora.rank  [a whole number, >= 1; 8]  Of the updates."
+    assert "did you mean method.lora?" in refused(capsys, "list", "fields", "method.lor")
+    assert "belong to" in refused(capsys, "list", "tasks", "training")
+
+
+def test_the_reference_of_fields_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+    written = (ROOT / "docs" / "fields.md").read_text(encoding="utf-8")
+    made = succeed(capsys, "list", "fields", "--format", "markdown")
+    assert made == written, "run: sktune list fields --format markdown > docs/fields.md"
+
+
+def test_a_dry_run_reads_data_and_writes_nothing(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("run", TASKS["sequence"], {"data": {"max_length": 6}})
+    with mock.patch("sktune.backbone.loading.load_backbone", side_effect=AssertionError("weights were loaded")):
+        printed = succeed(capsys, "train", recipe, "--dry-run", "training.max_steps=4")
+    assert "labels (2): people, places" in printed
+    assert re.search(r"train: people \d+, places \d+|train: places \d+, people \d+", printed)
+    assert re.search(r"train: \d+ of 22 inputs truncated to 6 tokens", printed)
+    assert "steps: 4 of " in printed
+    assert "most at any instant" in printed
+    assert not workshop.output("run").exists()
+    assert "--resume does nothing" in refused(capsys, "train", recipe, "--dry-run", "--resume")
+
+
+def test_validate_opens_the_files_where_asked(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("run", TASKS["sequence"])
+    assert re.search(r"validation: \d+ to \d+ tokens", succeed(capsys, "validate", recipe, "--data"))
+    broken = workshop.write("broken", {"data": {"train": "absent.conll"}})
+    succeed(capsys, "validate", broken)
+    assert "absent.conll" in refused(capsys, "validate", broken, "--data")
 
 
 # -- the launchers as plain scripts -----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sktune.recipe import (
     parse_recipe,
     validate_files,
 )
-from sktune.recipe.keys import KNOWN_ELSEWHERE, field_info
+from sktune.recipe.keys import KNOWN_ELSEWHERE, SECTIONS, field_info, variants
 from sktune.recipe.rules import RULES
 
 PLAIN: dict[str, Any] = {
@@ -751,6 +751,38 @@ def test_causal_lm_without_any_target_or_anything_to_train() -> None:
     assert "neither" in problems_of(changed({**ANSWERS, "data": {"path": "some/set"}}))["task.label_words"]
     headless = changed(WORDS, {"method": {"name": "head_only"}})
     assert "nothing would be trained" in problems_of(headless)["method.name"]
+
+
+WITHOUT_HELP = {("method", "name"), ("task", "name"), ("task", "head_dropout")}
+"""What these say is said by their section."""
+
+
+def test_every_field_of_every_section_has_a_help_text() -> None:
+    # The sections of methods are held to it below.
+    fields = {
+        (name, key): info
+        for name in SECTIONS
+        for cls in variants(name).values()
+        for key, info in cls.model_fields.items()
+    }
+    assert not [place for place, info in fields.items() if place not in WITHOUT_HELP and not info.description]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": {"name": "qlora"}}, "did you mean method.name: lora with quantization.load_in_4bit: true?"),
+        ({"method": {"name": "lroa"}}, "did you mean lora?"),
+        ({"task": {"name": "ner"}}, "did you mean task.name: token_classification?"),
+        ({"model": {"dtype": "bf16"}}, "did you mean bfloat16?"),
+        ({"training": {"epochs": 2}}, "did you mean training.num_train_epochs?"),
+        ({"method": {"name": "lora", "r": 2}}, "did you mean method.rank?"),
+        ({"method": {"name": "lora", "lora_alpha": 2}}, "did you mean method.alpha?"),
+        ({"model": {"bf16": True}}, "did you mean model.dtype?"),
+    ],
+)
+def test_other_names_of_values_and_fields_are_known(change: dict[str, Any], words: str) -> None:
+    assert any(words in str(problem) for problem in problems_of(changed(change)).values())
 
 
 def test_every_field_of_a_method_has_a_help_text() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,14 +18,14 @@ from click.shell_completion import shell_complete
 from sktune import __version__
 
 COMMANDS = (
-    "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
+    "list", "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
 )  # fmt: skip
 """Each is the click command `command` of the module `sktune.cli.<name>`; the order is that of the help."""
 
 KNOWN_ELSEWHERE = {
     "fit": "train", "finetune": "train", "run": "train", "eval": "evaluate", "test": "evaluate", "score": "evaluate",
     "infer": "predict", "inference": "predict", "generate": "predict", "check": "validate", "lint": "validate",
-    "download": "fetch", "pull": "fetch", "memory": "plan",
+    "download": "fetch", "pull": "fetch", "ls": "list", "memory": "plan",
     "sweep": "compare", "benchmark": "compare",
 }  # fmt: skip
 """What other tools call the same command."""
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sktune.make_context("sktune", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status: int | None = sktune.invoke(context)
             return status or 0
+    except BrokenPipeError:  # who read the output, `head` for example, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except click.exceptions.Exit as end:
         raise SystemExit(end.exit_code) from None
     except click.exceptions.NoArgsIsHelpError as help_text:
