@@ -18,6 +18,7 @@ from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of,
 from sktune.cli import main
 from sktune.cli.commands import COMMANDS
 from sktune.methods import METHODS
+from sktune.recipe import load_recipe
 
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
@@ -335,6 +336,30 @@ def test_validate_opens_the_files_where_asked(workshop: Workshop, capsys: pytest
     assert "absent.conll" in refused(capsys, "validate", broken, "--data")
 
 
+# -- sktune init ------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_recipe_that_validates_and_reads_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{number},a film of {number} minutes,{('bad', 'good')[number % 2]}" for number in range(8)]
+    Path("films.csv").write_text("\n".join(["id,review,opinion", *rows]), encoding="utf-8")
+    Path("test.csv").write_text("\n".join(["id,review,opinion", *rows[:4]]), encoding="utf-8")
+    given = ["init", "--data", "films.csv", "--model", "embedded:llama", "--output", "films.yaml"]
+    assert "--task is missing" in refused(capsys, *given)
+    assert "did you mean token_classification?" in refused(capsys, *given, "--task", "ner")
+    assert not Path("films.yaml").exists()
+    task = ["--task", "sequence_classification"]
+    assert "labels: bad 4, good 4" in succeed(capsys, *given, *task)
+    data = load_recipe("films.yaml").data
+    assert (data.text_column, data.label_column) == ("review", "opinion")
+    assert (data.train, data.validation, data.test) == ("films.csv", None, "test.csv")
+    assert "labels (2): bad, good" in succeed(capsys, "validate", "films.yaml", "--data")
+    assert "films.yaml exists" in refused(capsys, *given, *task)
+    succeed(capsys, *given, *task, "--force")
+
+
 # -- the launchers as plain scripts -----------------------------------------------------------------------------
 
 
@@ -354,7 +379,7 @@ def test_help_and_validation_do_not_load_torch(workshop: Workshop) -> None:
         "try: status = main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'datasets', 'mlflow'} & set(sys.modules)\n"
-        "sys.exit(status or ' '.join(heavy))"
+        "sys.exit(status or ' '.join(heavy) or None)"
     )
     for arguments in (["validate", recipe], ["--help"], *([command, "--help"] for command in COMMANDS)):
         found = subprocess.run(

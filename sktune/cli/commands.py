@@ -18,7 +18,7 @@ from click.shell_completion import shell_complete
 from sktune import __version__
 
 COMMANDS = (
-    "list", "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
+    "init", "list", "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
 )  # fmt: skip
 """Each is the click command `command` of the module `sktune.cli.<name>`; the order is that of the help."""
 
