@@ -94,7 +94,7 @@ class Place:
 
     def plan(self, ranks: int, more: list[str], output: str) -> dict[str, Any]:
         """`sktune plan --json`."""
-        command = [sys.executable, "-m", "sktune.cli", "plan", str(self.file), *self.overrides(output), *more]
+        command = [sys.executable, "-m", "sktune", "plan", str(self.file), *self.overrides(output), *more]
         found: dict[str, Any] = json.loads(self.run([*command, "--gpus", str(ranks), "--json"], "plan"))
         return found
 

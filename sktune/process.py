@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sktune.errors import UserError
 from sktune.training.stopping import Stopped, listening, requested
@@ -21,6 +21,8 @@ logger = logging.getLogger("sktune")
 
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
+
+_chosen: set[str] = set()
 
 
 def guarded(command: Any, *arguments: Any) -> int:
@@ -62,13 +64,24 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def choose_log(kind: Literal["quiet", "verbose"]) -> None:
+    """Chooses what `prepare_process` then logs: warnings alone, or also what the libraries say."""
+    _chosen.add(kind)
+
+
 def prepare_process() -> str:
     """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("sktune").setLevel(logging.INFO if _is_main() else logging.ERROR)
+    verbose = "verbose" in _chosen
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s",
+        level=logging.INFO if verbose and _is_main() else logging.WARNING,
+        stream=sys.stderr,
+    )
+    level = logging.WARNING if "quiet" in _chosen else logging.INFO
+    logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
     threads = _share_cores()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "info" if verbose else "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Of the libraries below sktune, and nothing a user could act on.
@@ -80,7 +93,10 @@ def prepare_process() -> str:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    if verbose:
+        transformers.logging.set_verbosity_info()
+    else:
+        transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return threads
 

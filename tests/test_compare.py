@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from training_fixtures import (
 )
 
 from sktune.cli import main
+from sktune.cli.compare import overrides_of
 from sktune.comparison import runner
 from sktune.comparison.cells import plan_cells
-from sktune.comparison.command import overrides_of
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.mlflow_results import read_experiment
 from sktune.comparison.report import Spread, build_report
@@ -126,8 +125,8 @@ def test_a_method_has_a_grid_of_its_own_until_one_is_typed(workshop: Workshop) -
 
     assert rates("lora") == [1e-4, 1e-4]
     assert rates("sk_prefix") == [1e-2, 1e-2, 1e-1, 1e-1]
-    options = Namespace(overrides=[], seeds=None, grid=["training.learning_rate=1e-3"])
-    assert rates("lora", *overrides_of(options)) == rates("sk_prefix", *overrides_of(options)) == [1e-3]
+    typed = overrides_of([], None, ["training.learning_rate=1e-3"])
+    assert rates("lora", *typed) == rates("sk_prefix", *typed) == [1e-3]
 
 
 def test_what_cannot_work_is_refused_at_once_with_field_and_reason(
@@ -479,7 +478,7 @@ def test_killed_in_the_middle_of_a_cell_it_goes_on_from_there(workshop: Workshop
     long: Sections = {"training": {"max_steps": 40, "eval_steps": 5, "save_steps": 5, "logging_steps": 5}}
     recipe = workshop.write("killed", long)
     command = ["compare", str(recipe), "--methods", "head_only,sk_prefix"]
-    running = start([sys.executable, "-m", "sktune.cli", *command])
+    running = start([sys.executable, "-m", "sktune", *command])
     folder = workshop.output("killed")
     running.wait_for(checkpoint_path(folder / "cells" / "sk_prefix-seed42", 10))
     running.kill()

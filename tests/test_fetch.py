@@ -96,7 +96,7 @@ def left_in(cache: Path) -> set[str]:
 
 
 def sktune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sktune.cli", *arguments]
+    command = [sys.executable, "-m", "sktune", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -231,7 +231,7 @@ def test_interrupted_download_leaves_nothing(
 ):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{slow_index.server_address[1]}/simple")
-    command = [sys.executable, "-m", "sktune.cli", "fetch", "smollm2"]
+    command = [sys.executable, "-m", "sktune", "fetch", "smollm2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert slow_index.sending.wait(120)  # type: ignore[attr-defined]

@@ -107,15 +107,8 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
-    frame = Frame(
-        recipe.data,
-        tuple(labels or ()),
-        tokenizer,
-        raw.train if raw is not None else (),
-        is_encoder=lambda: is_encoder(read_config(recipe.model)),
-        seed=recipe.training.seed,
-    )
-    task = reframed(recipe.method, task, frame)  # before the model: its mistakes are cheap to find
+    # Before the model: its mistakes are cheap to find.
+    task = task_of_method(recipe, task, tokenizer, labels, raw.train if raw is not None else ())
     for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)
@@ -136,6 +129,29 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
     collator = Collator(padding_token(tokenizer, backbone.vocabulary_size), recipe.data.padding_side, task)
     kept = None if labels is None else tuple(labels)
     return Setup(recipe, tokenizer, model, kept, collator, raw, sharding, task)
+
+
+def task_of_method(
+    recipe: Recipe,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] | None,
+    train: Sequence[Example],
+) -> Task:
+    """The recipe's task as its method puts it to the model; `train`: what demonstrations are chosen from.
+
+    Raises:
+        UserError: for a template or words that the task, the tokenizer or the model does not suit.
+    """
+    frame = Frame(
+        recipe.data,
+        tuple(labels or ()),
+        tokenizer,
+        train,
+        is_encoder=lambda: is_encoder(read_config(recipe.model)),
+        seed=recipe.training.seed,
+    )
+    return reframed(recipe.method, task, frame)
 
 
 def build_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
