@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_fixtures import ROOT
 
 from sktune.cli.arguments import is_override, recipe_and_overrides
 from sktune.cli.commands import sktune
 from sktune.recipe import load_recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 NOT_RUN = {
     "bash launchers/": "sets up an environment; CI runs it (.ci/run)",

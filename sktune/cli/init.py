@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ def _look_into(data: Path, task: str) -> tuple[dict[str, str], str]:
     Raises:
         UserError: where the file lacks a column that the task needs.
     """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
     from sktune.data.tables import read_table
     from sktune.sections import DataSection
     from sktune.tasks import TASKS
