@@ -21,7 +21,7 @@ from sktune.comparison.command import (
     run_report,
 )
 from sktune.embedded import check_fetched
-from sktune.process import guarded, join_ranks, leave, prepare_process
+from sktune.process import guarded, importing, join_ranks, leave, prepare_process
 from sktune.training.stopping import advising
 
 _TRAIN_EXAMPLES = """examples:
@@ -161,8 +161,9 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     loaded = load_recipe_document(recipe, [*overrides, *(["training.resume=auto"] if resume else [])])
     check_fetched(loaded.recipe.model.name_or_path, loaded.recipe.model.tokenizer, loaded.recipe.data.path)
     with advising(f"go on with the same command and --resume (output.dir: {loaded.recipe.output.dir})"):
-        ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
-        from sktune.training.run import train
+        with importing():
+            ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
+            from sktune.training.run import train
 
         summary = train(loaded, ranks)
     leave()
@@ -198,8 +199,9 @@ def run_evaluate(output: Path, split: str, overrides: Sequence[str]) -> None:
 
 
 def _run_plan(options: argparse.Namespace) -> None:
-    prepare_process()
-    from sktune.planning.command import run_plan
+    with importing():
+        prepare_process()
+        from sktune.planning.command import run_plan
 
     run_plan(options)
 

@@ -19,7 +19,7 @@ from sktune.planning.skeleton import Skeleton
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe
 
-SHALLOW = 4
+SHALLOW = 2
 """Blocks of the smaller of the two models that are run."""
 
 Numbers = dict[str, int]
