@@ -5,10 +5,13 @@ Imports nothing heavy by itself, since libraries read the environment when they 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from sktune.errors import UserError
@@ -62,6 +65,18 @@ def guarded(command: Any, *arguments: Any) -> int:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keeps the garbage collector from running while libraries are imported: they make many objects that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def choose_log(kind: Literal["quiet", "verbose"]) -> None:

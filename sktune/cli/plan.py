@@ -10,7 +10,7 @@ import click
 
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_recipe
 from sktune.errors import UserError
-from sktune.process import guarded, prepare_process
+from sktune.process import guarded, importing, prepare_process
 
 if TYPE_CHECKING:
     from sktune.planning.changes import Advice
@@ -56,14 +56,15 @@ def _run(
     as_json: bool,
     axes_text: str | None,
 ) -> None:
-    prepare_process()
-    import torch
-    from rich.console import Console
+    with importing():
+        prepare_process()
+        import torch
+        from rich.console import Console
 
-    from sktune.planning.changes import advise, parse_axes, sweep
-    from sktune.planning.planner import plan
-    from sktune.planning.report import gibibytes, print_plan, print_sweep
-    from sktune.recipe import load_recipe
+        from sktune.planning.changes import advise, parse_axes, sweep
+        from sktune.planning.planner import plan
+        from sktune.planning.report import gibibytes, print_plan, print_sweep
+        from sktune.recipe import load_recipe
 
     axes = parse_axes(axes_text) if axes_text is not None else None
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_logging, with_recipe
-from sktune.process import guarded, join_ranks, leave, prepare_process
+from sktune.process import guarded, importing, join_ranks, leave, prepare_process
 from sktune.training.stopping import advising
 
 _EXAMPLES = """examples:
@@ -50,8 +50,9 @@ def run_train(recipe: str, overrides: Sequence[str]) -> None:
     loaded = load_recipe_document(recipe, overrides)
     check_fetched(loaded.recipe.model.name_or_path, loaded.recipe.model.tokenizer, loaded.recipe.data.path)
     with advising(f"go on with the same command and --resume (output.dir: {loaded.recipe.output.dir})"):
-        ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
-        from sktune.training.run import train
+        with importing():
+            ranks = join_ranks(loaded.recipe.distributed.timeout_seconds)
+            from sktune.training.run import train
 
         summary = train(loaded, ranks)
     leave()

@@ -20,7 +20,7 @@ from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe
 from sktune.tasks.task import build_task
 
-SHALLOW = 4
+SHALLOW = 2
 """Blocks of the smaller of the two models that are run."""
 
 Numbers = dict[str, int]

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.loading import attention_for, load_tokenizer
+from sktune.backbone.model_files import find_gguf
 from sktune.backbone.skeleton import build_skeleton, read_config
 from sktune.embedded import is_embedded, is_fetched
 from sktune.errors import UserError
@@ -133,10 +134,10 @@ def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
     """The recipe's tokenizer where it is on this machine, else one that counts words."""
     model = recipe.model
     name = model.tokenizer or model.name_or_path
-    gguf = Path(name).is_file() or any(Path(name).glob("*.gguf"))  # has one in its header
-    if _is_local(name) and (is_embedded(name) or gguf or any(Path(name).glob("*token*"))):
-        return load_tokenizer(model)
-    if not _is_local(name):
+    if _is_local(name):
+        if is_embedded(name) or any(Path(name).glob("*token*")) or _is_gguf(recipe, name):
+            return load_tokenizer(model)
+    else:
         options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         try:
             return AutoTokenizer.from_pretrained(name, local_files_only=True, **options)
@@ -149,6 +150,13 @@ def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
             f"since the tokenizer of {name} is not on this machine"
         )
     return counted
+
+
+def _is_gguf(recipe: Recipe, name: str) -> bool:
+    """Whether the tokenizer is in a GGUF file's header."""
+    model = recipe.model
+    field = "model.tokenizer" if model.tokenizer else "model.name_or_path"
+    return find_gguf(name, None if model.tokenizer else model.gguf_file, model.revision, field=field) is not None
 
 
 def count_labels(recipe: Recipe, notes: list[str]) -> int:
