@@ -42,6 +42,8 @@ class Progress:
     global_batch_size: int = 0
     world_size: int = 0
     """Both of the part of the run that wrote the checkpoint."""
+    read: dict[str, str] = field(default_factory=dict)
+    """What the run has read (`fingerprint`)."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Validation metrics of each evaluation, with its step."""
 

@@ -27,6 +27,7 @@ from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs
+from sktune.training.fingerprint import compare, fingerprint
 from sktune.training.head_start import set_centre, set_prior
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
@@ -79,6 +80,10 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         if checkpoint:
             engine.load_optimizer_state(moments, progress.step)
         validation = setup.encode_for_scoring(setup.raw.validation, "validation")
+        read = fingerprint(setup, rows, validation)
+        if checkpoint:
+            compare(progress.read, read, str(checkpoint))
+        progress.read = read
         steps = None if rows is None else Steps(setup, rows, ranks)
         total = 0 if steps is None else steps.total
         if steps is not None:
