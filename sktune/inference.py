@@ -28,13 +28,16 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_trained(
-    output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True
+    output: Path, ranks: Ranks, overrides: Sequence[str] = (), scored: str | None = None
 ) -> tuple[LoadedRecipe, Setup]:
-    """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
+    """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with.
+
+    `scored` names the split to read; None reads no data that is to be answered.
+    """
     folder = adapter_folder(output)
     loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
     weights, labels = read_adapter(folder)
-    setup = prepare(loaded.recipe, ranks, labels=labels, read_data=read_data)
+    setup = prepare(loaded.recipe, ranks, labels=labels, read_data=False, scored=scored)
     put_weights(setup.model, weights, str(folder))
     return loaded, setup
 
@@ -58,11 +61,10 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
 
 
 def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str]) -> dict[str, Any]:
-    _, setup = load_trained(output, ranks, overrides)
+    _, setup = load_trained(output, ranks, overrides, scored=split)
     assert setup.raw is not None
     rows = setup.encode_for_scoring(getattr(setup.raw, split), split)
-    if rows is None:
-        raise UserError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
+    assert rows is not None
     engine, _ = build_engine(setup, ranks)
     scores = evaluate(setup, engine, rows, ranks)
     result: dict[str, Any] = dict(scores.metrics)
@@ -106,7 +108,7 @@ def predict(
     Raises:
         UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
     """
-    loaded, setup = load_trained(output, ranks, overrides, read_data=False)
+    loaded, setup = load_trained(output, ranks, overrides)
     recipe, task = loaded.recipe, setup.task
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
