@@ -20,9 +20,10 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
+from sktune.errors import named_line
 from sktune.files import FIGURES_FOLDER, TRACKING_STATE_FILE
 from sktune.sections import TrackingSection
-from sktune.tracking import Tracker, names, start_tracking, tracker
+from sktune.tracking import Tracker, figures, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import as_params, sanitise_name, sanitise_names
@@ -137,6 +138,13 @@ def test_a_failed_run_ends_failed_with_the_first_line_of_its_error(start: Start,
     result = MlflowClient(uri).get_run(run.run_id)
     assert result.info.status == "FAILED"
     assert result.data.tags["error"] == "ValueError: loss is nan at step 7"
+
+
+def test_an_error_whose_message_begins_with_an_empty_line_still_says_what_it_is(start: Start, uri: str) -> None:
+    run = start()
+    run.finish("FAILED", named_line(ValueError("\n  $10_$20\n  ^\nExpected end of text")))
+    assert MlflowClient(uri).get_run(run.run_id).data.tags["error"] == "ValueError: $10_$20"
+    assert named_line(ValueError("\n\n")) == "ValueError"
 
 
 def test_values_that_are_not_finite_arrive(start: Start, uri: str, tmp_path: Path) -> None:
@@ -506,6 +514,49 @@ def test_confusion_matrix_figure(tmp_path: Path, size: int) -> None:
 def test_confusion_matrix_refuses_unequal_lengths(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 references, 1 predictions"):
         confusion_matrix_figure(["a", "b"], ["a"], ["a", "b"], tmp_path / "cm.png")
+
+
+def _inches(path: Path) -> tuple[float, float]:
+    from matplotlib.image import imread
+
+    height, width = imread(path).shape[:2]
+    return width / 120, height / 120
+
+
+@pytest.mark.parametrize("size", [100, 1500])
+def test_figures_are_bounded_whatever_the_number_of_labels(tmp_path: Path, size: int) -> None:
+    labels = [f"class_{index:04d} of a long, long family of names that goes on" for index in range(size)]
+    matrix = confusion_matrix_figure(labels, labels[::-1], labels, tmp_path / "cm.png")
+    bars = per_type_f1_figure({name: {"f1": 0.5, "support": 1} for name in labels}, tmp_path / "f1.png")
+    for path in (matrix, bars):
+        assert max(_inches(path)) <= 20
+        assert _ink(path) > 0.02
+
+
+def test_the_labels_confused_most_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(figures, "_name_ticks", lambda axes, which, names: shown.append(list(names)))
+    labels = [f"c{index:03d}" for index in range(200)]
+    confused = [*labels, "c150", "c150", "new"]
+    confusion_matrix_figure(confused, [*labels, "c180", "c180", "c003"], labels, tmp_path / "cm.png")
+    columns, rows = shown
+    assert len(rows) == figures.MAX_LABELS + 1
+    assert {"c003", "c150", "c180"} <= set(columns)
+    assert rows[-1] == "(other)"  # the right ones of the 160 others, and the reference that training does not know
+
+
+def test_references_outside_the_labels_are_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, list[str]] = {}
+    monkeypatch.setattr(figures, "_name_ticks", lambda axes, which, names: shown.update({which: list(names)}))
+    confusion_matrix_figure(["1", "0"], ["neg", "pos"], ["neg", "pos"], tmp_path / "cm.png")
+    assert shown == {"x": ["neg", "pos"], "y": ["neg", "pos", "(other)"]}
+
+
+@pytest.mark.parametrize("name", ["$10_$20", "$x_{", r"$\frac$", "a\nb"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    path = confusion_matrix_figure([name, "b"], ["b", "b"], [name, "b"], tmp_path / "cm.png")
+    assert _ink(path) > 0.02
+    assert _ink(per_type_f1_figure({name: {"f1": 0.5, "support": 1}}, tmp_path / "f1.png")) > 0.02
 
 
 def test_per_type_f1_figure(tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ class RunTracker:
             return
         state.status, state.end_time = status, now()
         if message and message.strip():
-            error = names.shorten(message.strip().splitlines()[0], names.MAX_TAG_LENGTH)
-            state.tags[names.ERROR_TAG] = error
+            line = next(line.strip() for line in message.splitlines() if line.strip())
+            state.tags[names.ERROR_TAG] = names.shorten(line, names.MAX_TAG_LENGTH)
         self._record.save()
         deadline = time.monotonic() + min(FINISH_SECONDS, STOPPED_SECONDS if status == "KILLED" else math.inf)
         while not self._send(force=True):

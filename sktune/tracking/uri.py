@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from sktune import errors
 from sktune.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,9 +91,8 @@ def hide_password(text: str) -> str:
 
 def first_line(error: BaseException, uri: str = "") -> str:
     """First line of an error's message, or its type where it has none; without the URI's password."""
-    text = str(error).replace(uri, hide_password(uri)) if uri else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return hide_password(lines[0] if lines else type(error).__name__)
+    line = errors.first_line(error)
+    return hide_password(line.replace(uri, hide_password(uri)) if uri else line)
 
 
 def is_refusal(error: Exception) -> bool:
