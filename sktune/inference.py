@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
 from sktune.training.setup import Setup, build_engine, prepare
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
@@ -71,7 +74,7 @@ def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[st
     if scores.per_type:
         result["per_type"] = scores.per_type
     if ranks.is_main:
-        write_predictions(scores, output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
+        write_predictions(scores, getattr(setup.raw, split), output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
         write_whole(output / EVALUATION_FOLDER / f"{split}.json", json.dumps(result, indent=1))
     ranks.barrier()
     return result
@@ -91,6 +94,7 @@ def predict(
     pairs: Sequence[str] | None,
     ranks: Ranks,
     overrides: Sequence[str] = (),
+    blanks: bool = False,
 ) -> Iterator[Answer]:
     """Answers for new texts, in order, in the words of the training data.
 
@@ -100,13 +104,15 @@ def predict(
         pairs: second texts, for tasks on pairs.
         ranks: this process, alone.
         overrides: changes of the recipe.
+        blanks: whether a text without words is answered too where words are tagged, so that every line of a file is.
 
     Yields:
         `text` with what its task shows: `words`, `tags` and `entities`; `label` and `probabilities`; `value`;
         `generated` ...
 
     Raises:
-        UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
+        UserError: for a missing or superfluous second text, a text without words, and where the output folder holds no
+            adapter.
     """
     loaded, setup = load_trained(output, ranks, overrides)
     recipe, task = loaded.recipe, setup.task
@@ -122,7 +128,12 @@ def predict(
     with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
         for number, text in enumerate(texts):
             example = task.example(text, pairs[number] if pairs else None)
-            rows = list(setup.encode([example], "text", scoring=True).rows)
+            if task.reads_words and not example.words and not blanks:
+                raise UserError(f"--text: {text!r} has no words")
+            encoded = setup.encode([example], f"text {number + 1}", scoring=True)
+            for line in encoded.report:
+                logger.warning(line)
+            rows = list(encoded.rows)
             if length := task.config.new_tokens:
                 prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
                 found: dict[str, Any] = {"generated": generate(setup, prompt, length)}

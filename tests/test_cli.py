@@ -139,7 +139,7 @@ def test_predict_says_what_evaluate_says(
     succeed(capsys, "train", workshop.write("run", TASKS["sequence"]))
     rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
     file = workshop.folder / "texts.txt"
-    file.write_text("\n".join(row["text"] for row in rows) + "\n\n")
+    file.write_text("\n".join(row["text"] for row in rows) + "\n")
     printed = succeed(capsys, "predict", workshop.output("run"), "--file", file, "--json")
     answers = [json.loads(line) for line in printed.splitlines()]
     written = (workshop.output("run") / "predictions" / "test.jsonl").read_text().splitlines()
@@ -191,6 +191,47 @@ def test_a_corrected_recipe_runs_in_the_folder_of_the_failed_one(
 ) -> None:
     refused(capsys, "train", workshop.write("run", {"data": {"train": "absent.conll"}}))
     succeed(capsys, "train", workshop.write("run"), "--resume")
+
+
+def test_every_line_of_a_file_is_answered(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    file = workshop.folder / "texts.txt"
+    file.write_bytes("\ufeffw1 w2\n\nw3\nw4\u2028w5\n".encode())
+    for task in ("sequence", "token"):
+        succeed(capsys, "train", workshop.write(task, TASKS[task]), "training.max_steps=2")
+        printed = succeed(capsys, "predict", workshop.output(task), "--file", file, "--json")
+        answers = [json.loads(line) for line in printed.removesuffix("\n").split("\n")]
+        assert [answer["text"] for answer in answers] == ["w1 w2", "", "w3", "w4\u2028w5"]
+    assert answers[1]["tags"] == []
+
+
+@pytest.mark.parametrize("task", ["sequence", "token", "generation"])
+def test_what_predict_has_not_read_is_said(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    succeed(capsys, "train", workshop.write("run", TASKS[task]), "training.max_steps=2", "data.max_length=16")
+    texts = ["--text", "w1", "--text", "w1 " * 40 + "w3"]
+    caplog.clear()
+    printed = succeed(capsys, "predict", workshop.output("run"), *texts, "--json")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("text 2: 1 of 1 inputs truncated to 16 tokens")
+    if task == "token":
+        whole, cut = (json.loads(line)["tags"] for line in printed.splitlines())
+        assert None not in whole
+        read = cut.index(None)
+        assert 0 < read <= 16
+        assert cut[read:] == [None] * (41 - read)
+
+
+def test_predictions_name_the_rows_of_the_file(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["people", None, "places", None, "people"]
+    gaps = workshop.folder / "gaps.jsonl"
+    gaps.write_text("".join(json.dumps({"text": f"w{i}", "label": label}) + "\n" for i, label in enumerate(labels)))
+    recipe = workshop.write("run", TASKS["sequence"], {"data": {"test": str(gaps)}})
+    succeed(capsys, "train", recipe, "training.max_steps=2")
+    succeed(capsys, "evaluate", workshop.output("run"))
+    for file in ("predictions/test.jsonl", "evaluation/test.predictions.jsonl"):
+        records = [json.loads(line) for line in (workshop.output("run") / file).read_text().splitlines()]
+        assert [record["row"] for record in records] == [0, 2, 4]
 
 
 def test_evaluate_and_predict_refuse_with_one_message(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sktune.backbone.quantized import FrozenLinear
+from sktune.data import Example
 from sktune.distributed.ranks import Ranks
 from sktune.errors import named_line
 from sktune.files import (
@@ -144,7 +145,8 @@ def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores |
     tracker.log_artifact(output_dir / ADAPTER_FOLDER)
     if test is None:
         return
-    predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
+    assert setup.raw is not None and setup.raw.test is not None
+    predictions = write_predictions(test, setup.raw.test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
     tracker.log_artifact(predictions, PREDICTIONS_FOLDER)
     try:
         picture = _draw(test, setup.labels, output_dir / FIGURES_FOLDER)
@@ -168,8 +170,10 @@ def _draw(test: Scores, labels: Sequence[str] | None, folder: Path) -> Path | No
     return None
 
 
-def write_predictions(scores: Scores, path: Path) -> Path:
-    """One JSON object per example."""
-    lines = (json.dumps(record, ensure_ascii=False) for record in scores.records)
+def write_predictions(scores: Scores, examples: Sequence[Example], path: Path) -> Path:
+    """One JSON object per example of the split, `row` as the file or hub split counts it."""
+    lines = (
+        json.dumps({**record, "row": examples[record["row"]].row}, ensure_ascii=False) for record in scores.records
+    )
     write_whole(path, "\n".join(lines) + "\n")
     return path
