@@ -20,13 +20,15 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sktune.errors import named_line
+from sktune.errors import UserError, named_line
 from sktune.files import FIGURES_FOLDER, TRACKING_STATE_FILE
+from sktune.recipe.document import read_document
 from sktune.sections import TrackingSection
 from sktune.tracking import Tracker, figures, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import as_params, sanitise_name, sanitise_names
+from sktune.tracking.record import Record
 from sktune.tracking.replay import replay
 from sktune.tracking.uri import hide_password, open_client
 
@@ -167,6 +169,13 @@ def test_a_long_param_is_cut_and_the_recipe_artifact_has_it_whole(start: Start, 
     assert len(params) == 251
     [recipe] = [a for a in artifacts(uri, run.run_id) if a == "recipe.yaml"]
     assert text in Path(MlflowClient(uri).download_artifacts(run.run_id, recipe)).read_text()
+
+
+def test_texts_that_look_like_numbers_are_texts_in_the_tracked_recipe(start: Start, tmp_path: Path) -> None:
+    texts = ["1e5", "0o17", "1234e56", "007", "1.", ".5", "0x1f", "yes", "null", "1:30", "+.inf", "1_000"]
+    start(recipe_params={"model": {"revision": "1234e56"}, "task": {"labels": texts}}, section={"enabled": False})
+    read = read_document(tmp_path / "run" / "tracking" / "recipe.yaml").mapping
+    assert read == {"model": {"revision": "1234e56"}, "task": {"labels": texts}}
 
 
 def test_our_limits_are_those_of_the_installed_mlflow() -> None:
@@ -491,6 +500,89 @@ def test_a_first_start_with_sqlite_is_quiet(tmp_path: Path, capfd: pytest.Captur
     assert (tmp_path / "a" / "b" / "mlflow.db").is_file()
     captured = capfd.readouterr()
     assert "INFO" not in captured.out + captured.err
+
+
+# --- several first starts, and stores of artifacts -------------------------------------------------------
+
+
+_FIRST_START = """
+import sys
+from pathlib import Path
+from sktune.sections import TrackingSection
+from sktune.tracking import start_tracking
+run = start_tracking(
+    TrackingSection(tracking_uri=sys.argv[1], experiment_name="shared"),
+    recipe_params={}, tags={}, run_name="r", run_id=None, output_dir=Path(sys.argv[2]), is_main=True,
+)
+run.finish("FINISHED")
+"""
+
+
+def test_several_first_starts_share_one_new_database(tmp_path: Path) -> None:
+    new = tmp_path / "new" / "mlflow.db"
+    new.parent.mkdir()
+    (new.parent / "mlflow.db.making").write_bytes(b"what a killed start has left")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _FIRST_START, f"sqlite:///{new}", str(tmp_path / f"run{number}")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    client = MlflowClient(f"sqlite:///{new}")
+    experiment = client.get_experiment_by_name("shared")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [("s3://bucket/x", "install boto3 with pip"), ("file:///dev/null/art", "start the server with --serve-artifacts")],
+)
+def test_a_store_that_takes_no_files_costs_the_files_alone(
+    start: Start,
+    uri: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    location: str,
+    reason: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    MlflowClient(uri).create_experiment("elsewhere", artifact_location=location)
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="sktune"):
+        run = start(section={"experiment_name": "elsewhere"})
+        run.log_metrics({"train/loss": 2.0}, 1)
+        (tmp_path / "file.txt").write_text("kept here")
+        run.log_artifact(tmp_path / "file.txt")
+        run.finish("FINISHED")
+    assert time.monotonic() - begun < tracker.FINISH_SECONDS / 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("sktune")]
+    assert location in warning
+    assert reason in warning
+    assert history(uri, run.run_id, "train/loss") == [(1, 2.0)]
+    assert MlflowClient(uri).get_run(run.run_id).info.status == "FINISHED"
+    with pytest.raises(UserError, match="did not take the run"):
+        replay(tmp_path / "run")
+
+
+def test_a_refused_start_ends_what_it_has_made(
+    start: Start, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    with pytest.raises(UserError, match="disk full"):
+        start()
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.info.status == "FAILED"
+    assert Record.load(tmp_path / "run").state.status == "FAILED"
 
 
 # --- figures ---------------------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
+from sktune.recipe.document import to_yaml
 from sktune.sections import TrackingSection
 from sktune.tracking import names
 from sktune.tracking.facts import system_tags
@@ -60,8 +59,7 @@ def start_tracking(
     record.state.tags.update(names.as_tags({**system_tags(), **tracking.tags, **tags}))
     record.save()
     recipe_file = output_dir / TRACKING_RECIPE_FILE
-    text = yaml.safe_dump(_plain(recipe_params), sort_keys=False, allow_unicode=True)
-    write_whole(recipe_file, text)
+    write_whole(recipe_file, to_yaml(_plain(recipe_params)))
     record.add_artifact(recipe_file, None)
     record.save()
     tracker = RunTracker(record, MlflowRun(uri, record) if tracking.enabled else None, uri)
