@@ -80,6 +80,36 @@ def test_numbers_that_are_all_on_another_scale_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_examples_of_training_in_a_split_that_is_scored_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(6)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "train.jsonl").write_text("".join(lines[:4]))
+    (tmp_path / "test.jsonl").write_text("".join(lines[3:]))
+    (tmp_path / "validation.jsonl").write_text("".join(lines[4:]))
+    report = load(tmp_path, test="test", validation="validation").report
+    assert [line for line in report if "stand in training" in line] == [
+        "test: 1 of 3 examples stand in training too, so its scores flatter"
+    ]
+    cut = load(tmp_path, test="test", max_train_samples=3).report
+    assert not [line for line in cut if "stand in training" in line]
+
+
+def test_pairs_and_sentences_are_compared_whole(tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text("Anna B-PER\n\nsleeps O\n")
+    (tmp_path / "test.conll").write_text("Anna B-PER\nsleeps O\n\nsleeps O\n")
+    report = load(tmp_path, TokenClassificationConfig(), train="train.conll", test="test.conll").report
+    assert "test: 1 of 2 examples stand in training too, so its scores flatter" in report
+
+
+def test_one_text_with_two_labels_is_counted(tmp_path: Path) -> None:
+    rows = [("x", "a"), ("same", "a"), ("same", "b"), ("same", "b"), ("twice", "b"), ("twice", "b")]
+    text = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+    (tmp_path / "train.jsonl").write_text(text)
+    assert [line for line in load(tmp_path).report if "different labels" in line] == [
+        "train: 1 inputs have different labels in different rows, the first of them in row 1"
+    ]
+
+
 def test_other_data_are_scored_without_the_training_file(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ from sktune.errors import UserError
 
 _LISTED = 20
 
+_Input = tuple[str, str | None, tuple[str, ...]]
+
 
 def check_known_labels(
     examples: Sequence[Example], labels: Sequence[str], split: str, where: str, *, words: bool
@@ -53,10 +55,37 @@ def outside_range(train: Sequence[Example], examples: Sequence[Example], split: 
     ]
 
 
+def repeated_examples(train: Sequence[Example], examples: Sequence[Example], split: str) -> list[str]:
+    """One report line on examples of a split that is scored whose input stands in training too."""
+    seen = {_input(example) for example in train}
+    count = sum(_input(example) in seen for example in examples)
+    if not count:
+        return []
+    return [f"{split}: {count} of {len(examples)} examples stand in training too, so its scores flatter"]
+
+
+def contradictions(examples: Sequence[Example], split: str) -> list[str]:
+    """One report line on inputs that a split gives with different labels."""
+    labels: dict[_Input, str | float | tuple[str, ...]] = {}
+    several = {
+        _input(example)
+        for example in examples
+        if labels.setdefault(_input(example), example.reference) != example.reference
+    }
+    if not several:
+        return []
+    first = next(example.row for example in examples if _input(example) in several)
+    return [f"{split}: {len(several)} inputs have different labels in different rows, the first of them in row {first}"]
+
+
 def listed(names: Sequence[str]) -> str:
     """Names separated by commas, the first 20 and how many more there are."""
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _input(example: Example) -> _Input:
+    return example.text, example.text_pair, example.words
 
 
 def _numbers(examples: Iterable[Example]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sktune.data.agreement import check_known_labels, outside_range
+from sktune.data.agreement import check_known_labels, contradictions, outside_range, repeated_examples
 from sktune.data.examples import Example, RawSplits, Reading
 from sktune.data.files import local_folder
 from sktune.data.labels import absent_labels, unseen_labels
@@ -36,14 +36,15 @@ def load_splits(data: DataSection, task: Reader) -> RawSplits:
     validation = _read(data, task, folder, data.validation, "validation", report)
     test = _read(data, task, folder, data.test, "test", report)
     labels = task.label_set(train)
-    held_out = {
-        split: _kept(data, task, reading, labels, split, report, numbers_of=train.examples)
-        for split, reading in (("validation", validation), ("test", test))
-        if reading is not None
-    }
     train_examples = _first(train, data.max_train_samples, "train", report)
     if labels is not None:
         report += absent_labels(train_examples, labels)
+        report += contradictions(train_examples, "train")
+    held_out = {
+        split: _kept(data, task, reading, labels, split, report, trained=train_examples)
+        for split, reading in (("validation", validation), ("test", test))
+        if reading is not None
+    }
     return RawSplits(train_examples, held_out.get("validation"), held_out.get("test"), labels, report)
 
 
@@ -104,14 +105,16 @@ def _kept(
     labels: tuple[str, ...] | None,
     split: str,
     report: list[str],
-    numbers_of: Sequence[Example] = (),
+    trained: Sequence[Example] = (),
 ) -> list[Example]:
     """The examples of a split that is scored, after `data.max_*_samples`, in agreement with what was trained on."""
     examples = _first(reading, getattr(data, f"max_{split}_samples"), split, report)
     if labels is not None:
         check_known_labels(examples, labels, split, reading.where, words=task.reads_words)
         report += unseen_labels(reading.examples, labels, split)
-    report += outside_range(numbers_of, examples, split)
+        report += contradictions(examples, split)
+    report += outside_range(trained, examples, split)
+    report += repeated_examples(trained, examples, split)
     return examples
 
 
