@@ -570,6 +570,12 @@ def test_a_store_that_takes_no_files_costs_the_files_alone(
         replay(tmp_path / "run")
 
 
+def test_a_start_on_an_unusable_store_leaves_no_running_record(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="plain folder"):
+        start(section={"tracking_uri": "mlruns"})
+    assert Record.load(tmp_path / "run").state.status == "FAILED"
+
+
 def test_a_refused_start_ends_what_it_has_made(
     start: Start, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

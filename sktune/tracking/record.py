@@ -117,6 +117,11 @@ class Record:
         text = json.dumps(asdict(self.state), indent=1, ensure_ascii=False)
         write_whole(self.output_dir / TRACKING_STATE_FILE, text)
 
+    def end(self, status: str) -> None:
+        """The run ends now; see `RunState.status`."""
+        self.state.status, self.state.end_time = status, now()
+        self.save()
+
     def append(self, metrics: Mapping[str, float], step: int) -> list[Point]:
         """Append one line to `metrics.jsonl`; returns its points."""
         # Strict JSON has no NaN or Infinity: they are written as text, which float() reads back.

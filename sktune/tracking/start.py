@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sktune.errors import UserError
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
 from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import MLFLOW_VARIABLES, mlflow_reference
@@ -68,7 +69,12 @@ def start_tracking(
     write_whole(recipe_file, to_yaml(_plain(recipe_params)))
     record.add_artifact(recipe_file, None)
     record.save()
-    tracker = RunTracker(record, MlflowRun(uri, record) if tracking.enabled else None, uri)
+    try:
+        mlflow_run = MlflowRun(uri, record) if tracking.enabled else None
+    except UserError:
+        record.end("FAILED")
+        raise
+    tracker = RunTracker(record, mlflow_run, uri)
     tracker.attach()
     return tracker
 

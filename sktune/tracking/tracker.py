@@ -130,9 +130,7 @@ class RunTracker:
                 self._last_step = max(self._logged.values(), default=0)
         except Exception as error:
             if is_refusal(error) or sqlite_path(self._uri):
-                state = self._record.state
-                state.status, state.end_time = "FAILED", now()
-                self._record.save()
+                self._record.end("FAILED")
                 if self._mlflow_run:
                     self._mlflow_run.abandon()
                 raise UserError(
