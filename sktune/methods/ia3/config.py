@@ -18,7 +18,8 @@ class IA3Config(UpperLayersConfig):
 
     name: Literal["ia3"] = "ia3"
     target_modules: tuple[str, ...] | None = Field(
-        None, description="Ends of linear layers' names; null: peft's choice for the family."
+        None,
+        description="Ends of layers' names, or [all-linear]; null: keys, values and feed-forward of the family.",
     )
     feedforward_modules: tuple[str, ...] | None = Field(
         None, description="Those of target_modules whose input is scaled instead of their output."
