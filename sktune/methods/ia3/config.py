@@ -26,10 +26,10 @@ class IA3Config(UpperLayersConfig):
     )
 
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
-        if strangers := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
+        if unknown := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
             yield Problem(
                 "method.feedforward_modules",
-                f"names {', '.join(strangers)}, which method.target_modules does not",
+                f"names {', '.join(unknown)}, which method.target_modules does not",
                 "some of method.target_modules",
                 "name the layers in method.target_modules as well.",
             )
