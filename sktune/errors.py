@@ -12,6 +12,17 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything, or its type where none does."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def named_line(error: BaseException) -> str:
+    """An error's type and `first_line`, as a tag or a table shows it."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with one field.

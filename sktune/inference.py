@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,17 +25,22 @@ from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
 from sktune.training.setup import Setup, build_engine, prepare
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "validation", "test")
 
 
 def load_trained(
-    output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True
+    output: Path, ranks: Ranks, overrides: Sequence[str] = (), scored: str | None = None
 ) -> tuple[LoadedRecipe, Setup]:
-    """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
+    """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with.
+
+    `scored` names the split to read; None reads no data that is to be answered.
+    """
     folder = adapter_folder(output)
     loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
     weights, labels = read_adapter(folder)
-    setup = prepare(loaded.recipe, ranks, labels=labels, read_data=read_data)
+    setup = prepare(loaded.recipe, ranks, labels=labels, read_data=False, scored=scored)
     put_weights(setup.model, weights, str(folder))
     return loaded, setup
 
@@ -58,18 +64,17 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
 
 
 def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str]) -> dict[str, Any]:
-    _, setup = load_trained(output, ranks, overrides)
+    _, setup = load_trained(output, ranks, overrides, scored=split)
     assert setup.raw is not None
     rows = setup.encode_for_scoring(getattr(setup.raw, split), split)
-    if rows is None:
-        raise UserError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
+    assert rows is not None
     engine, _ = build_engine(setup, ranks)
     scores = evaluate(setup, engine, rows, ranks)
     result: dict[str, Any] = dict(scores.metrics)
     if scores.per_type:
         result["per_type"] = scores.per_type
     if ranks.is_main:
-        write_predictions(scores, output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
+        write_predictions(scores, getattr(setup.raw, split), output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
         write_whole(output / EVALUATION_FOLDER / f"{split}.json", json.dumps(result, indent=1))
     ranks.barrier()
     return result
@@ -89,6 +94,7 @@ def predict(
     pairs: Sequence[str] | None,
     ranks: Ranks,
     overrides: Sequence[str] = (),
+    blanks: bool = False,
 ) -> Iterator[Answer]:
     """Answers for new texts, in order, in the words of the training data.
 
@@ -98,15 +104,17 @@ def predict(
         pairs: second texts, for tasks on pairs.
         ranks: this process, alone.
         overrides: changes of the recipe.
+        blanks: whether a text without words is answered too where words are tagged, so that every line of a file is.
 
     Yields:
         `text` with what its task shows: `words`, `tags` and `entities`; `label` and `probabilities`; `value`;
         `generated` ...
 
     Raises:
-        UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
+        UserError: for a missing or superfluous second text, a text without words, and where the output folder holds no
+            adapter.
     """
-    loaded, setup = load_trained(output, ranks, overrides, read_data=False)
+    loaded, setup = load_trained(output, ranks, overrides)
     recipe, task = loaded.recipe, setup.task
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
@@ -120,7 +128,12 @@ def predict(
     with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
         for number, text in enumerate(texts):
             example = task.example(text, pairs[number] if pairs else None)
-            rows = list(setup.encode([example], "text", scoring=True).rows)
+            if task.reads_words and not example.words and not blanks:
+                raise UserError(f"--text: {text!r} has no words")
+            encoded = setup.encode([example], f"text {number + 1}", scoring=True)
+            for line in encoded.report:
+                logger.warning(line)
+            rows = list(encoded.rows)
             if length := task.config.new_tokens:
                 prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
                 found: dict[str, Any] = {"generated": generate(setup, prompt, length)}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from sktune.errors import UserError
+from sktune.errors import UserError, first_line
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def guarded(command: Any, *arguments: Any) -> int:
             if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
                 raise
             print(
-                f"error: {error}" if _is_main() else f"rank {os.environ['RANK']} stopped: {str(error).splitlines()[0]}",
+                f"error: {str(error).strip() or first_line(error)}"
+                if _is_main()
+                else f"rank {os.environ['RANK']} stopped: {first_line(error)}",
                 file=sys.stderr,
             )
             return 2
@@ -51,7 +53,7 @@ def guarded(command: Any, *arguments: Any) -> int:
             # A rank that died shows in the others as a broken connection; which one it was, its own message says.
             if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
                 raise
-            detail = str(error).splitlines()[0]
+            detail = first_line(error)
             print(
                 f"error: another process of this run ended or is silent; see its own message ({detail})",
                 file=sys.stderr,

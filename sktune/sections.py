@@ -181,8 +181,13 @@ class TrackingSection(Section):
     """MLflow."""
 
     enabled: bool = Field(True, description="Track the run in MLflow.")
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="Any MLflow tracking URI.")
-    experiment_name: str = Field("sktune", description="The MLflow experiment that the run belongs to.")
+    tracking_uri: str = Field(
+        "sqlite:///mlflow.db", description="Any MLflow tracking URI; left out: MLFLOW_TRACKING_URI, where set."
+    )
+    experiment_name: str = Field(
+        "sktune",
+        description="The MLflow experiment that the run belongs to; left out: MLFLOW_EXPERIMENT_NAME, where set.",
+    )
     run_name: str | None = Field(None, description="null: method-model-bits-seed.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run, besides sktune's own.")
 

@@ -19,6 +19,7 @@ from sktune.cli import main
 from sktune.cli.commands import COMMANDS
 from sktune.methods import METHODS
 from sktune.recipe import load_recipe
+from sktune.recipe.document import read_document
 
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
@@ -139,7 +140,7 @@ def test_predict_says_what_evaluate_says(
     succeed(capsys, "train", workshop.write("run", TASKS["sequence"]))
     rows = [json.loads(line) for line in (data_folder / "test.jsonl").read_text().splitlines()]
     file = workshop.folder / "texts.txt"
-    file.write_text("\n".join(row["text"] for row in rows) + "\n\n")
+    file.write_text("\n".join(row["text"] for row in rows) + "\n")
     printed = succeed(capsys, "predict", workshop.output("run"), "--file", file, "--json")
     answers = [json.loads(line) for line in printed.splitlines()]
     written = (workshop.output("run") / "predictions" / "test.jsonl").read_text().splitlines()
@@ -191,6 +192,91 @@ def test_a_corrected_recipe_runs_in_the_folder_of_the_failed_one(
 ) -> None:
     refused(capsys, "train", workshop.write("run", {"data": {"train": "absent.conll"}}))
     succeed(capsys, "train", workshop.write("run"), "--resume")
+
+
+def test_every_line_of_a_file_is_answered(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    file = workshop.folder / "texts.txt"
+    file.write_bytes("\ufeffw1 w2\n\nw3\nw4\u2028w5\n".encode())
+    for task in ("sequence", "token"):
+        succeed(capsys, "train", workshop.write(task, TASKS[task]), "training.max_steps=2")
+        printed = succeed(capsys, "predict", workshop.output(task), "--file", file, "--json")
+        answers = [json.loads(line) for line in printed.removesuffix("\n").split("\n")]
+        assert [answer["text"] for answer in answers] == ["w1 w2", "", "w3", "w4\u2028w5"]
+    assert answers[1]["tags"] == []
+
+
+@pytest.mark.parametrize("task", ["sequence", "token", "generation"])
+def test_what_predict_has_not_read_is_said(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    succeed(capsys, "train", workshop.write("run", TASKS[task]), "training.max_steps=2", "data.max_length=16")
+    texts = ["--text", "w1", "--text", "w1 " * 40 + "w3"]
+    caplog.clear()
+    printed = succeed(capsys, "predict", workshop.output("run"), *texts, "--json")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("text 2: 1 of 1 inputs truncated to 16 tokens")
+    if task == "token":
+        whole, cut = (json.loads(line)["tags"] for line in printed.splitlines())
+        assert None not in whole
+        read = cut.index(None)
+        assert 0 < read <= 16
+        assert cut[read:] == [None] * (41 - read)
+
+
+def test_labels_that_look_like_numbers_come_back_as_they_were(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workshop.folder / "e5.jsonl"
+    file.write_text('{"text": "w1", "label": "1e5"}\n{"text": "w20", "label": "0o17"}\n')
+    data = {"data": {"train": str(file), "validation": None, "test": None}}
+    texts = ('task.labels=["1e5", "0o17"]', 'tracking.run_name="1e5"')
+    quick = {"training": {"max_steps": 1, "warmup_steps": 0, "eval_steps": ...}}
+    succeed(capsys, "train", workshop.write("run", TASKS["sequence"], data, quick), *texts)
+    output = workshop.output("run")
+    answer = json.loads(succeed(capsys, "predict", output, "--text", "w1", "--json"))
+    assert set(answer["probabilities"]) == {"1e5", "0o17"}
+    recipe = load_recipe(output / "adapter" / "recipe.yaml")
+    assert recipe.task.labels == ("1e5", "0o17")
+    assert recipe.tracking.run_name == "1e5"
+    tracked_recipe = read_document(output / "tracking" / "recipe.yaml").mapping
+    assert tracked_recipe["task"]["labels"] == ["1e5", "0o17"]
+    assert tracked_recipe["tracking"]["run_name"] == "1e5"
+
+
+def test_mlflows_own_variables_decide_where_the_recipe_is_silent(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{workshop.folder}/of_environment.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of environment")
+    silent = workshop.write("silent", {"tracking": {"enabled": ...}})
+    section = load_recipe(silent).tracking
+    assert (section.tracking_uri, section.experiment_name) == (uri, "of environment")
+    written = load_recipe(silent, ["tracking.tracking_uri=sqlite:///own.db"]).tracking
+    assert (written.tracking_uri, written.experiment_name) == ("sqlite:///own.db", "of environment")
+    quick = ("training.max_steps=1", "training.warmup_steps=0", "training.eval_steps=null", "data.test=null")
+    with caplog.at_level("INFO", logger="sktune"):
+        assert main(["train", str(silent), *quick, "data.validation=null"]) == 0
+    said = [line for line in caplog.messages if line.startswith("tracking.")]
+    assert said == [
+        f"tracking.tracking_uri: {uri}, as MLFLOW_TRACKING_URI says and the recipe does not",
+        "tracking.experiment_name: of environment, as MLFLOW_EXPERIMENT_NAME says and the recipe does not",
+    ]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert load_recipe(workshop.output("silent") / "adapter" / "recipe.yaml").tracking.experiment_name == "sktune"
+
+
+def test_predictions_name_the_rows_of_the_file(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["people", None, "places", None, "people"]
+    gaps = workshop.folder / "gaps.jsonl"
+    gaps.write_text("".join(json.dumps({"text": f"w{i}", "label": label}) + "\n" for i, label in enumerate(labels)))
+    recipe = workshop.write("run", TASKS["sequence"], {"data": {"test": str(gaps)}})
+    succeed(capsys, "train", recipe, "training.max_steps=2")
+    succeed(capsys, "evaluate", workshop.output("run"))
+    for file in ("predictions/test.jsonl", "evaluation/test.predictions.jsonl"):
+        records = [json.loads(line) for line in (workshop.output("run") / file).read_text().splitlines()]
+        assert [record["row"] for record in records] == [0, 2, 4]
 
 
 def test_evaluate_and_predict_refuse_with_one_message(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,15 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
+from sktune.errors import UserError, named_line
 from sktune.files import FIGURES_FOLDER, TRACKING_STATE_FILE
+from sktune.recipe.document import read_document
 from sktune.sections import TrackingSection
-from sktune.tracking import Tracker, names, start_tracking, tracker
+from sktune.tracking import Tracker, figures, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
 from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import as_params, sanitise_name, sanitise_names
+from sktune.tracking.record import Record
 from sktune.tracking.replay import replay
 from sktune.tracking.uri import hide_password, open_client
 
@@ -139,6 +142,13 @@ def test_a_failed_run_ends_failed_with_the_first_line_of_its_error(start: Start,
     assert result.data.tags["error"] == "ValueError: loss is nan at step 7"
 
 
+def test_an_error_whose_message_begins_with_an_empty_line_still_says_what_it_is(start: Start, uri: str) -> None:
+    run = start()
+    run.finish("FAILED", named_line(ValueError("\n  $10_$20\n  ^\nExpected end of text")))
+    assert MlflowClient(uri).get_run(run.run_id).data.tags["error"] == "ValueError: $10_$20"
+    assert named_line(ValueError("\n\n")) == "ValueError"
+
+
 def test_values_that_are_not_finite_arrive(start: Start, uri: str, tmp_path: Path) -> None:
     run = start()
     run.log_metrics({"train/loss": math.nan, "train/grad_norm": math.inf}, 1)
@@ -159,6 +169,13 @@ def test_a_long_param_is_cut_and_the_recipe_artifact_has_it_whole(start: Start, 
     assert len(params) == 251
     [recipe] = [a for a in artifacts(uri, run.run_id) if a == "recipe.yaml"]
     assert text in Path(MlflowClient(uri).download_artifacts(run.run_id, recipe)).read_text()
+
+
+def test_texts_that_look_like_numbers_are_texts_in_the_tracked_recipe(start: Start, tmp_path: Path) -> None:
+    texts = ["1e5", "0o17", "1234e56", "007", "1.", ".5", "0x1f", "yes", "null", "1:30", "+.inf", "1_000"]
+    start(recipe_params={"model": {"revision": "1234e56"}, "task": {"labels": texts}}, section={"enabled": False})
+    read = read_document(tmp_path / "run" / "tracking" / "recipe.yaml").mapping
+    assert read == {"model": {"revision": "1234e56"}, "task": {"labels": texts}}
 
 
 def test_our_limits_are_those_of_the_installed_mlflow() -> None:
@@ -485,6 +502,89 @@ def test_a_first_start_with_sqlite_is_quiet(tmp_path: Path, capfd: pytest.Captur
     assert "INFO" not in captured.out + captured.err
 
 
+# --- several first starts, and stores of artifacts -------------------------------------------------------
+
+
+_FIRST_START = """
+import sys
+from pathlib import Path
+from sktune.sections import TrackingSection
+from sktune.tracking import start_tracking
+run = start_tracking(
+    TrackingSection(tracking_uri=sys.argv[1], experiment_name="shared"),
+    recipe_params={}, tags={}, run_name="r", run_id=None, output_dir=Path(sys.argv[2]), is_main=True,
+)
+run.finish("FINISHED")
+"""
+
+
+def test_several_first_starts_share_one_new_database(tmp_path: Path) -> None:
+    new = tmp_path / "new" / "mlflow.db"
+    new.parent.mkdir()
+    (new.parent / "mlflow.db.making").write_bytes(b"what a killed start has left")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _FIRST_START, f"sqlite:///{new}", str(tmp_path / f"run{number}")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    client = MlflowClient(f"sqlite:///{new}")
+    experiment = client.get_experiment_by_name("shared")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [("s3://bucket/x", "install boto3 with pip"), ("file:///dev/null/art", "start the server with --serve-artifacts")],
+)
+def test_a_store_that_takes_no_files_costs_the_files_alone(
+    start: Start,
+    uri: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    location: str,
+    reason: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    MlflowClient(uri).create_experiment("elsewhere", artifact_location=location)
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="sktune"):
+        run = start(section={"experiment_name": "elsewhere"})
+        run.log_metrics({"train/loss": 2.0}, 1)
+        (tmp_path / "file.txt").write_text("kept here")
+        run.log_artifact(tmp_path / "file.txt")
+        run.finish("FINISHED")
+    assert time.monotonic() - begun < tracker.FINISH_SECONDS / 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("sktune")]
+    assert location in warning
+    assert reason in warning
+    assert history(uri, run.run_id, "train/loss") == [(1, 2.0)]
+    assert MlflowClient(uri).get_run(run.run_id).info.status == "FINISHED"
+    with pytest.raises(UserError, match="did not take the run"):
+        replay(tmp_path / "run")
+
+
+def test_a_refused_start_ends_what_it_has_made(
+    start: Start, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    with pytest.raises(UserError, match="disk full"):
+        start()
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.info.status == "FAILED"
+    assert Record.load(tmp_path / "run").state.status == "FAILED"
+
+
 # --- figures ---------------------------------------------------------------------------------------------
 
 
@@ -506,6 +606,49 @@ def test_confusion_matrix_figure(tmp_path: Path, size: int) -> None:
 def test_confusion_matrix_refuses_unequal_lengths(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 references, 1 predictions"):
         confusion_matrix_figure(["a", "b"], ["a"], ["a", "b"], tmp_path / "cm.png")
+
+
+def _inches(path: Path) -> tuple[float, float]:
+    from matplotlib.image import imread
+
+    height, width = imread(path).shape[:2]
+    return width / 120, height / 120
+
+
+@pytest.mark.parametrize("size", [100, 1500])
+def test_figures_are_bounded_whatever_the_number_of_labels(tmp_path: Path, size: int) -> None:
+    labels = [f"class_{index:04d} of a long, long family of names that goes on" for index in range(size)]
+    matrix = confusion_matrix_figure(labels, labels[::-1], labels, tmp_path / "cm.png")
+    bars = per_type_f1_figure({name: {"f1": 0.5, "support": 1} for name in labels}, tmp_path / "f1.png")
+    for path in (matrix, bars):
+        assert max(_inches(path)) <= 20
+        assert _ink(path) > 0.02
+
+
+def test_the_labels_confused_most_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(figures, "_name_ticks", lambda axes, which, names: shown.append(list(names)))
+    labels = [f"c{index:03d}" for index in range(200)]
+    confused = [*labels, "c150", "c150", "new"]
+    confusion_matrix_figure(confused, [*labels, "c180", "c180", "c003"], labels, tmp_path / "cm.png")
+    columns, rows = shown
+    assert len(rows) == figures.MAX_LABELS + 1
+    assert {"c003", "c150", "c180"} <= set(columns)
+    assert rows[-1] == "(other)"  # the right ones of the 160 others, and the reference that training does not know
+
+
+def test_references_outside_the_labels_are_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, list[str]] = {}
+    monkeypatch.setattr(figures, "_name_ticks", lambda axes, which, names: shown.update({which: list(names)}))
+    confusion_matrix_figure(["1", "0"], ["neg", "pos"], ["neg", "pos"], tmp_path / "cm.png")
+    assert shown == {"x": ["neg", "pos"], "y": ["neg", "pos", "(other)"]}
+
+
+@pytest.mark.parametrize("name", ["$10_$20", "$x_{", r"$\frac$", "a\nb"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    path = confusion_matrix_figure([name, "b"], ["b", "b"], [name, "b"], tmp_path / "cm.png")
+    assert _ink(path) > 0.02
+    assert _ink(per_type_f1_figure({name: {"f1": 0.5, "support": 1}}, tmp_path / "f1.png")) > 0.02
 
 
 def test_per_type_f1_figure(tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ _EXAMPLES = """examples:
 @with_output
 @click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
 @click.option("--text-pair", "pairs", multiple=True, help="The second text of a pair, one for each --text.")
-@click.option("--file", type=click.Path(path_type=Path), help="A text file, one text a line.")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="A text file, one text a line; every line is answered, blank ones too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every detail.")
 @with_logging
 def command(
@@ -48,18 +52,20 @@ def _run(
     file: Path | None,
     as_json: bool,
 ) -> None:
-    texts = list(given)
+    # Bytes of the command line that are not UTF-8 come as lone surrogates, which no file and no terminal takes.
+    texts = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in given]
     if file is not None:
         from sktune.data.text_files import read_lines
 
         try:
-            texts += [line for line in read_lines(file) if line.strip()]
+            lines = read_lines(file)
         except OSError as error:
             raise UserError(f"--file: {file} cannot be read: {error.strerror}") from error
+        texts += lines[:-1] if lines[-1] == "" else lines  # the last newline ends a line, and begins none
     if not texts:
         raise UserError("--text: nothing to predict; give --text or --file")
     ranks = join_ranks(1800)
     from sktune.inference import predict
 
-    for answer in predict(output, texts, pairs, ranks, overrides):
+    for answer in predict(output, texts, pairs, ranks, overrides, blanks=file is not None):
         print(json.dumps(answer, ensure_ascii=False) if as_json else answer.line)

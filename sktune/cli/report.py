@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ _EXAMPLES = """examples:
     show_default=True,
     help="What is printed.",
 )
-@click.option("--tracking-uri", help="Where the experiment is (default: ./mlflow.db).")
+@click.option("--tracking-uri", help="Where the experiment is (default: MLFLOW_TRACKING_URI, or ./mlflow.db).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -55,7 +56,7 @@ def _run(comparison: str, kind: str, tracking_uri: str | None, output: Path | No
     folder = Path(comparison)
     usual = TrackingSection().tracking_uri
     store = Path(usual.removeprefix("sqlite:///"))
-    uri = tracking_uri or (usual if store.exists() else None)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or (usual if store.exists() else None)
     if (folder / COMPARISON_FILE).exists() or (tracking_uri is None and folder.is_dir()):
         results, place = read_results(folder), folder / REPORT_FOLDER
     elif uri is None:

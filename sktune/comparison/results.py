@@ -192,7 +192,7 @@ def read_curve(path: Path, metric: str) -> Curve:
     if not path.exists():
         return ()
     found: dict[int, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             entry = json.loads(line)
             value = float(entry["metrics"][names.of_split("validation", metric)])

@@ -25,7 +25,7 @@ from sktune.comparison.results import ComparisonState, load_state, read_results
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
-from sktune.errors import UserError
+from sktune.errors import UserError, named_line
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
@@ -133,7 +133,7 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
         same_on_all_ranks = isinstance(error, UserError | FloatingPointError)
         if ranks.is_main:
             write_whole(place / ERROR_FILE, traceback.format_exc())
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            message = named_line(error)
             state.note(folder, cell.name, "failed", error=message)
             logger.error("cell %s failed: %s", cell.name, message)
         if ranks.world_size > 1 and not same_on_all_ranks:

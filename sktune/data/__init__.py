@@ -4,7 +4,7 @@ from sktune.data.batches import GlobalBatches, divide, evaluation_batches
 from sktune.data.coder import Coder
 from sktune.data.collate import Collator
 from sktune.data.examples import EncodedSplit, Example, RawSplits, Reading, Row
-from sktune.data.load import load_splits
+from sktune.data.load import load_for_evaluation, load_splits
 
 __all__ = [
     "Coder",
@@ -17,5 +17,6 @@ __all__ = [
     "Row",
     "divide",
     "evaluation_batches",
+    "load_for_evaluation",
     "load_splits",
 ]

@@ -151,7 +151,8 @@ def unseen_labels(examples: Sequence[Example], labels: Sequence[str], split: str
     unseen = {name: n for name, n in label_counts(examples).items() if name not in set(labels)}
     if not unseen:
         return []
-    listed = ", ".join(f"{name} ({n})" for name, n in sorted(unseen.items()))
+    shown = [f"{name} ({n})" for name, n in sorted(unseen.items())]
+    listed = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
     return [f"{split}: labels that training does not have, always counted as wrong: {listed}"]
 
 

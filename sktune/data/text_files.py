@@ -62,6 +62,9 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 
 def read_lines(path: Path, encoding: str | None = None) -> list[str]:
-    """The lines of a text file, without line ends (only newlines end a line); see `read_text`."""
+    """The lines of a text file, without line ends (only newlines end a line); see `read_text`.
+
+    What follows the last newline is a line too, empty in most files.
+    """
     # not str.splitlines: it also cuts at U+2028, U+0085 and the like, which do occur inside words
     return re.split(r"\r\n|\r|\n", read_text(path, encoding))

@@ -7,9 +7,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from sktune.errors import Problem
+from sktune.sections import TrackingSection
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<inside>[^{}]*)\}|\$\{")
 _INSIDE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?$", re.DOTALL)
+
+
+MLFLOW_VARIABLES = {"tracking_uri": "MLFLOW_TRACKING_URI", "experiment_name": "MLFLOW_EXPERIMENT_NAME"}
+"""Fields of the section tracking -> MLflow's own variable for it."""
+
+
+def mlflow_reference(key: str) -> str:
+    """What stands for a field of the section tracking that the recipe leaves to MLflow's variable."""
+    return f"${{{MLFLOW_VARIABLES[key]}:-{TrackingSection.model_fields[key].default}}}"
+
+
+def with_mlflow_environment(mapping: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The recipe with references to those of MLflow's variables that are set, for the fields it says nothing of.
+
+    References, so that a password in an address is not written down.
+    """
+    section = mapping.get("tracking") or {}
+    if not isinstance(section, Mapping) or section.get("enabled") is False:
+        return mapping
+    silent = {key: mlflow_reference(key) for key, name in MLFLOW_VARIABLES.items() if environ.get(name)}
+    added = {key: reference for key, reference in silent.items() if key not in section}
+    return {**mapping, "tracking": {**section, **added}} if added else mapping
 
 
 def substitute(value: Any, environ: Mapping[str, str], field: str = "") -> tuple[Any, list[Problem]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sktune.errors import Problem
 from sktune.recipe.document import to_yaml
-from sktune.recipe.environment import escape, substitute
+from sktune.recipe.environment import escape, substitute, with_mlflow_environment
 from sktune.recipe.errors import RecipeError, Written
 from sktune.recipe.extending import read_extended
 from sktune.recipe.overrides import apply_overrides
@@ -54,6 +54,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_recipe_document(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Load a recipe file, apply overrides, replace `${NAME}` references, and check the result.
 
+    Where the recipe says nothing of them, MLflow's own variables decide on `tracking.tracking_uri` and
+    `tracking.experiment_name`.
+
     Args:
         path: A YAML file.
         overrides: `section.field=value` texts, applied in order; values are YAML.
@@ -65,6 +68,7 @@ def load_recipe_document(path: str | Path, overrides: Sequence[str] = ()) -> Loa
     source = Path(path)
     document = read_extended(source)
     mapping, overridden, problems = apply_overrides(document.mapping, overrides)
+    mapping = with_mlflow_environment(mapping, os.environ)
     values, unresolved = substitute(mapping, os.environ)
     written = Written(str(source), mapping, document.places, overridden)
     recipe = _checked(values, written, [*document.problems, *problems, *unresolved])

@@ -40,7 +40,7 @@ class Scores:
     """A split's scores.
 
     metrics: by name, the task's main metric and `loss` among them.
-    records: one JSON-ready mapping per example: its number, reference and prediction.
+    records: one JSON-ready mapping per example: its number in the split (`row`), reference and prediction.
     references, predictions: what a confusion matrix is made of (one label per text only).
     per_type: f1, precision, recall and support by entity type or label (where several are predicted at once).
     """
@@ -178,11 +178,7 @@ class Task:
         return None
 
     def example(self, text: str, text_pair: str | None) -> Example:
-        """What `predict` is asked about, with any label.
-
-        Raises:
-            UserError: for a text that cannot be answered.
-        """
+        """What `predict` is asked about, with any label."""
         return Example(0, text, text_pair)
 
     def shown(self, example: Example, rows: Sequence[Row], answers: Answers, labels: Labels) -> dict[str, Any]:

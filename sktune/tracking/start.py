@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
+from sktune.recipe.document import to_yaml
+from sktune.recipe.environment import MLFLOW_VARIABLES, mlflow_reference
 from sktune.sections import TrackingSection
 from sktune.tracking import names
 from sktune.tracking.facts import system_tags
@@ -16,7 +17,9 @@ from sktune.tracking.interface import NullTracker, Tracker
 from sktune.tracking.record import Record
 from sktune.tracking.store import MlflowRun
 from sktune.tracking.tracker import RunTracker
-from sktune.tracking.uri import replayable_uri
+from sktune.tracking.uri import hide_password, replayable_uri
+
+logger = logging.getLogger(__name__)
 
 
 def start_tracking(
@@ -50,6 +53,8 @@ def start_tracking(
     """
     if not is_main:
         return NullTracker()
+    if tracking.enabled:
+        _say_what_the_environment_decides(tracking, recipe_params)
     name = tracking.run_name or run_name
     uri = tracking.tracking_uri
     if run_id is None:
@@ -60,13 +65,20 @@ def start_tracking(
     record.state.tags.update(names.as_tags({**system_tags(), **tracking.tags, **tags}))
     record.save()
     recipe_file = output_dir / TRACKING_RECIPE_FILE
-    text = yaml.safe_dump(_plain(recipe_params), sort_keys=False, allow_unicode=True)
-    write_whole(recipe_file, text)
+    write_whole(recipe_file, to_yaml(_plain(recipe_params)))
     record.add_artifact(recipe_file, None)
     record.save()
     tracker = RunTracker(record, MlflowRun(uri, record) if tracking.enabled else None, uri)
     tracker.attach()
     return tracker
+
+
+def _say_what_the_environment_decides(tracking: TrackingSection, recipe_params: Mapping[str, Any]) -> None:
+    section = recipe_params.get("tracking") or {}
+    for key, variable in MLFLOW_VARIABLES.items():
+        if section.get(key) == mlflow_reference(key):
+            value = hide_password(getattr(tracking, key))
+            logger.info("tracking.%s: %s, as %s says and the recipe does not", key, value, variable)
 
 
 def _plain(value: Any) -> Any:

@@ -6,19 +6,25 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sktune.errors import named_line
 from sktune.tracking import names
 from sktune.tracking.experiment import experiment_id
 from sktune.tracking.record import RUNNING, Point, Record, last_steps
-from sktune.tracking.uri import open_client
+from sktune.tracking.uri import is_refusal, open_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
+
+
+class ArtifactStoreError(Exception):
+    """Files cannot be put where an experiment keeps them, now or later: metrics and params are not concerned."""
 
 
 class MlflowRun:
@@ -50,11 +56,14 @@ class MlflowRun:
         self._tags: dict[str, str] = {}
         self._ended = False
         self._refused: set[str] = set()
+        self._artifacts_lost = False
 
     def flush(self) -> None:
         """Send everything MLflow lacks; what has been accepted stays accepted when a later part fails.
 
         Raises:
+            ArtifactStoreError: all but the artifacts was sent, and trying them again is in vain. They are left out from
+                then on, and stay to be sent in the record.
             Exception: whatever MLflow, the network or the database raises while it does not answer.
         """
         if not self._attached:
@@ -68,7 +77,35 @@ class MlflowRun:
             self._client.set_terminated(run_id, status=state.status, end_time=state.end_time)
             self._ended = True
         # Last: a store of artifacts that fails must not leave the run without its ending.
-        self._send_artifacts(run_id)
+        if self._artifacts_lost:
+            return
+        try:
+            self._send_artifacts(run_id)
+        except Exception as error:
+            if not _is_lasting(error):
+                raise
+            self._artifacts_lost = True
+            raise ArtifactStoreError(self._why_not_kept(run_id, error)) from error
+
+    def abandon(self) -> None:
+        """Ends as FAILED the run that a start which is refused has made; one that cannot be reached stays as it is."""
+        with suppress(Exception):
+            if self.record.state.run_id is not None:
+                self._client.set_terminated(self.record.state.run_id, status="FAILED")
+
+    def _why_not_kept(self, run_id: str, error: Exception) -> str:
+        experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
+        if isinstance(error, ImportError):
+            cure = f"install {error.name or 'what it names'} with pip"
+        else:
+            cure = (
+                "make that place writable from here, start the server with --serve-artifacts, or choose another "
+                "tracking.experiment_name (an experiment's location is fixed when it is made)"
+            )
+        return (
+            f"files of the experiment {experiment.name!r} are kept at {experiment.artifact_location}, which cannot be "
+            f"written from here ({named_line(error)}); {cure}"
+        )
 
     def _attach(self) -> None:
         """Find or create the run, and learn what it holds."""
@@ -202,6 +239,15 @@ class MlflowRun:
             if what not in self._refused:
                 logger.warning("MLflow refuses %s (kept in %s): %s", what, self.record.output_dir, error)
             self._refused.add(what)
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether an upload failed for a reason that waiting does not remove: a package, a right or a place is missing."""
+    from requests import RequestException
+
+    if isinstance(error, RequestException | ConnectionError | TimeoutError):  # OSErrors too
+        return False
+    return isinstance(error, ImportError | OSError) or is_refusal(error)
 
 
 def _batches(items: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:

@@ -14,7 +14,7 @@ from sktune.files import METRICS_FILE
 from sktune.tracking import names
 from sktune.tracking.interface import Status
 from sktune.tracking.record import RUNNING, Record, last_steps, now
-from sktune.tracking.store import MlflowRun
+from sktune.tracking.store import ArtifactStoreError, MlflowRun
 from sktune.tracking.uri import first_line, hide_password, is_refusal, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class RunTracker:
             return
         state.status, state.end_time = status, now()
         if message and message.strip():
-            error = names.shorten(message.strip().splitlines()[0], names.MAX_TAG_LENGTH)
-            state.tags[names.ERROR_TAG] = error
+            line = next(line.strip() for line in message.splitlines() if line.strip())
+            state.tags[names.ERROR_TAG] = names.shorten(line, names.MAX_TAG_LENGTH)
         self._record.save()
         deadline = time.monotonic() + min(FINISH_SECONDS, STOPPED_SECONDS if status == "KILLED" else math.inf)
         while not self._send(force=True):
@@ -130,6 +130,11 @@ class RunTracker:
                 self._last_step = max(self._logged.values(), default=0)
         except Exception as error:
             if is_refusal(error) or sqlite_path(self._uri):
+                state = self._record.state
+                state.status, state.end_time = "FAILED", now()
+                self._record.save()
+                if self._mlflow_run:
+                    self._mlflow_run.abandon()
                 raise UserError(
                     f"tracking.tracking_uri: {hide_password(self._uri)!r} was refused "
                     f"({first_line(error, self._uri)}); correct it, or set tracking.enabled=false."
@@ -154,7 +159,14 @@ class RunTracker:
         if self._mlflow_run is None:
             return
         missed = len(self._mlflow_run.waiting)
-        self._mlflow_run.flush()
+        try:
+            self._mlflow_run.flush()
+        except ArtifactStoreError as error:
+            logger.warning(
+                "%s. The metrics are tracked all the same; the files are in %s.",
+                hide_password(str(error)),
+                self._record.output_dir,
+            )
         self._next_attempt, self._retry_seconds = -math.inf, FIRST_RETRY_SECONDS
         if self._away:
             self._away = False

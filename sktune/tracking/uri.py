@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from sktune import errors
 from sktune.errors import UserError
+from sktune.tracking.database import made_once
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -48,6 +50,7 @@ def open_client(uri: str) -> MlflowClient:
     for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
+    from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
@@ -55,14 +58,15 @@ def open_client(uri: str) -> MlflowClient:
 
     database = sqlite_path(uri)
     try:
-        if database:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=uri)
+        if database is None:
+            return MlflowClient(tracking_uri=uri)
+        with made_once(database, lambda path: MlflowClient(tracking_uri=f"sqlite:///{path}")):
+            return MlflowClient(tracking_uri=uri)
     except UnsupportedModelRegistryStoreURIException:
         raise UserError(f"{FIELD}: {shown!r}: MLflow knows no {scheme!r} store; use one of: {USABLE}.") from None
     except ImportError as error:
         raise UserError(f"{FIELD}: {shown!r} needs the database driver {error.name!r}; install it with pip.") from error
-    except (OSError, SQLAlchemyError, MlflowException) as error:
+    except (OSError, SQLAlchemyError, CommandError, MlflowException) as error:
         raise UserError(
             f"{FIELD}: {shown!r} cannot be opened ({first_line(error, uri)}); name a place that can be "
             f"written to, or set tracking.enabled=false."
@@ -90,16 +94,15 @@ def hide_password(text: str) -> str:
 
 def first_line(error: BaseException, uri: str = "") -> str:
     """First line of an error's message, or its type where it has none; without the URI's password."""
-    text = str(error).replace(uri, hide_password(uri)) if uri else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return hide_password(lines[0] if lines else type(error).__name__)
+    line = errors.first_line(error)
+    return hide_password(line.replace(uri, hide_password(uri)) if uri else line)
 
 
 def is_refusal(error: Exception) -> bool:
     """Whether the store said no (credentials, address, experiment), so that waiting for it is in vain."""
     from mlflow.exceptions import MlflowException
 
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) or "credential" in f"{type(error).__name__} {error}".lower():
         return True
     return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 401, 403, 404)
 

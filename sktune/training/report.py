@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sktune.backbone.quantized import FrozenLinear
+from sktune.data import Example
 from sktune.distributed.ranks import Ranks
+from sktune.errors import named_line
 from sktune.files import (
     ADAPTER_FOLDER,
     CONFUSION_FIGURE_FILE,
@@ -25,6 +28,8 @@ from sktune.training.checkpoint import Progress
 from sktune.training.meters import ThroughputMeter, peak_memory
 from sktune.training.setup import Setup
 from sktune.training.steps import Steps
+
+logger = logging.getLogger(__name__)
 
 
 def decisions(
@@ -140,22 +145,35 @@ def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores |
     tracker.log_artifact(output_dir / ADAPTER_FOLDER)
     if test is None:
         return
-    predictions = write_predictions(test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
+    assert setup.raw is not None and setup.raw.test is not None
+    predictions = write_predictions(test, setup.raw.test, output_dir / PREDICTIONS_FOLDER / TEST_PREDICTIONS_FILE)
     tracker.log_artifact(predictions, PREDICTIONS_FOLDER)
+    try:
+        picture = _draw(test, setup.labels, output_dir / FIGURES_FOLDER)
+    except Exception as error:  # whatever a drawing library comes up with: the run has its results all the same
+        logger.warning(
+            "no picture of the test scores was drawn (%s); the run is complete without it", named_line(error)
+        )
+        return
+    if picture is not None:
+        tracker.log_artifact(picture, FIGURES_FOLDER)
+
+
+def _draw(test: Scores, labels: Sequence[str] | None, folder: Path) -> Path | None:
+    """The picture of a test split's scores, where its task has one."""
     from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure  # loads matplotlib
 
     if test.per_type:
-        picture = per_type_f1_figure(test.per_type, output_dir / FIGURES_FOLDER / F1_FIGURE_FILE)
-        tracker.log_artifact(picture, FIGURES_FOLDER)
-    elif test.references and setup.labels is not None:
-        picture = confusion_matrix_figure(
-            test.references, test.predictions, setup.labels, output_dir / FIGURES_FOLDER / CONFUSION_FIGURE_FILE
-        )
-        tracker.log_artifact(picture, FIGURES_FOLDER)
+        return per_type_f1_figure(test.per_type, folder / F1_FIGURE_FILE)
+    if test.references and labels is not None:
+        return confusion_matrix_figure(test.references, test.predictions, labels, folder / CONFUSION_FIGURE_FILE)
+    return None
 
 
-def write_predictions(scores: Scores, path: Path) -> Path:
-    """One JSON object per example."""
-    lines = (json.dumps(record, ensure_ascii=False) for record in scores.records)
+def write_predictions(scores: Scores, examples: Sequence[Example], path: Path) -> Path:
+    """One JSON object per example of the split, `row` as the file or hub split counts it."""
+    lines = (
+        json.dumps({**record, "row": examples[record["row"]].row}, ensure_ascii=False) for record in scores.records
+    )
     write_whole(path, "\n".join(lines) + "\n")
     return path

@@ -13,7 +13,7 @@ from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.backbone.vocabulary import check_tokens, padding_token
-from sktune.data import Coder, Collator, EncodedSplit, Example, RawSplits, Row, load_splits
+from sktune.data import Coder, Collator, EncodedSplit, Example, RawSplits, Row, load_for_evaluation, load_splits
 from sktune.distributed.deepspeed_config import size_deepspeed_config
 from sktune.distributed.deepspeed_engine import DeepSpeedEngine
 from sktune.distributed.engine import Engine
@@ -84,7 +84,13 @@ def _rows(encoded: EncodedSplit) -> list[Row]:
     return list(encoded.rows)
 
 
-def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, read_data: bool = True) -> Setup:
+def prepare(
+    recipe: Recipe,
+    ranks: Ranks,
+    labels: Sequence[str] | None = None,
+    read_data: bool = True,
+    scored: str | None = None,
+) -> Setup:
     """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
 
     Args:
@@ -93,22 +99,30 @@ def prepare(recipe: Recipe, ranks: Ranks, labels: Sequence[str] | None = None, r
         labels: the label set of a trained adapter; None takes it from the recipe or the training data.
         read_data: False for predicting on texts of the caller's own; training data is read all the same where the
             method shows some of it as demonstrations.
+        scored: the one split that a trained adapter is to be scored on; what else the recipe names is not read then.
 
     Raises:
         UserError: for whatever the user can correct.
     """
-    raw, task = None, build_task(recipe.task)
-    if read_data:
+    raw: RawSplits | None = None
+    shown: Sequence[Example] = ()
+    task = build_task(recipe.task)
+    if scored is not None:
+        raw = load_for_evaluation(recipe.data, task, scored, labels)
+    elif read_data:
         raw = load_splits(recipe.data, task)
-    elif recipe.method.needs_training_data:
-        raw = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), task)
+    if recipe.method.needs_training_data and (scored is not None or raw is None):
+        demonstrated = load_splits(recipe.data.model_copy(update={"validation": None, "test": None}), task)
+        raw, shown = raw or demonstrated, demonstrated.train
+    elif raw is not None:
+        shown = raw.train
     for line in raw.report if raw is not None else ():
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
     tokenizer = load_tokenizer(recipe.model)
     # Before the model: its mistakes are cheap to find.
-    task = task_of_method(recipe, task, tokenizer, labels, raw.train if raw is not None else ())
+    task = task_of_method(recipe, task, tokenizer, labels, shown)
     for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)

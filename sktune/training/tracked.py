@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sktune.distributed.ranks import Ranks
+from sktune.errors import named_line
 from sktune.recipe import LoadedRecipe, Recipe
 from sktune.tracking import Tracker, names, start_tracking
 from sktune.training import stopping
@@ -70,5 +71,5 @@ def ended(tracker: Tracker) -> Iterator[None]:
         # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
         with stopping.deferred(late=False):
             killed = bool(stopping.requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
-            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+            tracker.finish("KILLED" if killed else "FAILED", named_line(error))
         raise

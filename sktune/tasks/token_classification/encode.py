@@ -69,8 +69,8 @@ def encode_words(
     if truncated:
         report.append(
             f"{split}: {truncated} of {len(rows)} inputs truncated to {max_length} tokens; "
-            f"{cut} of {words} words lost, predicted O"
+            f"{cut} of {words} words lost, no entity found in them"
         )
     if no_piece:
-        report.append(f"{split}: {no_piece} of {words} words have no token of their own, predicted O")
+        report.append(f"{split}: {no_piece} of {words} words have no token of their own, no entity found in them")
     return EncodedSplit(rows, report)

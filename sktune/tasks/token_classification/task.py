@@ -14,7 +14,6 @@ from sktune.data.examples import ABSENT
 from sktune.data.labels import label_counts, two_or_more
 from sktune.data.table import Table
 from sktune.data.tags import OUTSIDE, iob2_labels
-from sktune.errors import UserError
 from sktune.sections import DataSection
 from sktune.tasks.heads import Head, TokenClassificationHead
 from sktune.tasks.metrics import entity_metrics
@@ -77,12 +76,12 @@ class TokenClassification(Task):
 
     def example(self, text: str, text_pair: str | None) -> Example:
         words = tuple(text.split())
-        if not words:
-            raise UserError(f"--text: {text!r} has no words")
         return Example(0, text, text_pair, words, (OUTSIDE,) * len(words))
 
     def shown(self, example: Example, rows: Sequence[Row], answers: Answers, labels: Labels) -> dict[str, Any]:
-        tags = answers[rows[0].index]
+        """A word that was not read (cut off, or without a token) has no tag."""
+        read = zip(answers[rows[0].index], rows[0].word_pieces, strict=True)
+        tags = [tag if piece >= 0 else None for tag, piece in read]
         return {"words": list(example.words), "tags": tags, "entities": entities(example.words, tags)}
 
     def line(self, shown: Mapping[str, Any]) -> str:
@@ -94,12 +93,12 @@ def _without_entities(examples: Sequence[Example]) -> dict[str, float]:
     return entity_metrics(references, [[OUTSIDE] * len(tags) for tags in references])[0]
 
 
-def entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, str]]:
-    """The entities that IOB2 tags spell out, as texts with their types."""
+def entities(words: Sequence[str], tags: Sequence[str | None]) -> list[dict[str, str]]:
+    """The entities that IOB2 tags spell out, as texts with their types; a word without a tag is in none."""
     found: list[dict[str, str]] = []
     open_type: str | None = None
     for word, tag in zip(words, tags, strict=True):
-        mark, _, kind = tag.partition("-")
+        mark, _, kind = (tag or OUTSIDE).partition("-")
         if mark == "I" and kind == open_type:
             found[-1]["text"] += f" {word}"
         elif mark in ("B", "I"):
