@@ -67,3 +67,12 @@ def test_the_benchmark_of_7b_recipes_runs_and_its_bars_hold(tmp_path: Path) -> N
     before = result.read_bytes()
     subprocess.run([*command, *wanted], env=_environment(), check=True, timeout=120)
     assert result.read_bytes() == before
+
+
+def test_the_benchmark_of_starting_up_reaches_the_first_step_of_each(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--rounds", "1", "--output", str(result)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    found = json.loads(result.read_text(encoding="utf-8"))["seconds"]  # exit status 1 says that a bar does not hold
+    assert set(found) == {"transformers' Trainer with peft", "sktune", "sktune, tracked"}, done.stderr[-3000:]
+    assert all(len(numbers["rounds"]) == 1 for numbers in found.values())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from tiny_models import (
     ENCODERS,
     TEXT,
@@ -309,3 +310,24 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
         optimizer.step()
         losses.append(float(output.loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("architecture", ["Phi3", "Olmo2", "Granite", "SmolLM3", "Cohere", "Glm4"])
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_families_that_peft_has_no_entry_for_have_targets(architecture: str, name: str) -> None:
+    shape = dict(
+        vocab_size=104, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    backbone = Backbone(getattr(tf, f"{architecture}Model")(getattr(tf, f"{architecture}Config")(**shape)).eval())
+    build_method(METHODS.config(name)(), backbone, tiny_tokenizer())
+    trained = [key for key, p in backbone.named_parameters() if p.requires_grad]
+    assert len([key for key in trained if ".layers.0." in key]) == len([key for key in trained if ".layers.1." in key])
+    assert trained
+
+
+def test_all_linear_means_every_linear_layer_of_the_blocks() -> None:
+    backbone = tiny_backbone("llama", language_model=True)
+    build_method(LoraConfig(target_modules=("all-linear",)), backbone, tiny_tokenizer())
+    adapted = {key.split(".lora_A")[0].rpartition(".")[2] for key, p in backbone.named_parameters() if ".lora_A" in key}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -30,7 +30,7 @@ class Command(click.Command):
             for name in parameter.opts
             if name.startswith("--")
         ]
-        near = difflib.get_close_matches(option, shown, n=1)
+        near = difflib.get_close_matches(option, shown, n=1, cutoff=0.7)
         return f"{option} is no option of this command; " + (
             f"did you mean {near[0]}?" if near else f"there are: {', '.join(shown)}"
         )

@@ -139,10 +139,10 @@ def _methods(
     own = base.as_written.get("method", {})
     written: Mapping[str, Any] = (base.as_written.get("compare") or {}).get("methods") or {}
     known = known_labels(section.methods)
-    if strangers := [label for label in chosen if label not in known]:
-        near = difflib.get_close_matches(strangers[0], known, n=1)
+    if unknown := [label for label in chosen if label not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
         raise UserError(
-            f"--methods: {', '.join(strangers)}: no label of compare.methods and no method; allowed: "
+            f"--methods: {', '.join(unknown)}: no label of compare.methods and no method; allowed: "
             f"{', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
         )
     labels = list(dict.fromkeys(chosen or section.methods))

@@ -94,7 +94,7 @@ class ComparisonState:
         anew: list[CellState] = []
         settings_of = {cell.name: {**cell.settings(), **launch} for cell in cells}
         if cells:
-            problems += self._strangers(settings_of[cells[0].name], {key for cell in cells for key in cell.grid})
+            problems += self._unknown_keys(settings_of[cells[0].name], {key for cell in cells for key in cell.grid})
         for cell in cells:
             earlier = known.get(cell.name)
             if earlier is not None and earlier.status in ("running", "finished"):
@@ -128,7 +128,7 @@ class ComparisonState:
                 anew.append(earlier)
         return anew
 
-    def _strangers(self, settings: dict[str, Any], varied: set[str]) -> list[str]:
+    def _unknown_keys(self, settings: dict[str, Any], varied: set[str]) -> list[str]:
         """Cells that have a result which cannot be put beside those of these settings."""
         problems = []
         for cell in self.cells:

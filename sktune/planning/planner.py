@@ -145,7 +145,7 @@ def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool
         UserError: for whatever the user can correct.
     """
     if ranks == 1:
-        return False, "one rank has nobody to share the backbone with"
+        return False, "there is one rank, so the backbone is not shared"
     copied = plan(recipe, ranks=ranks, shard_backbone=False, compare_checkpointing=False)
     needed, usable = gibibytes(copied.peak), gibibytes(int(USABLE * memory_bytes))
     amount = f"{needed} at its peak, and {USABLE:.0%} of a rank's memory are {usable}"

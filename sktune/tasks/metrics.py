@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import accuracy_score as tag_accuracy
-from seqeval.metrics import classification_report
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+# scikit-learn, seqeval and SciPy take a second to import: where a split is scored, not where a plan or a start waits.
 
 SMALLER_IS_BETTER = frozenset({"loss", "perplexity", "mse"})
 
@@ -27,13 +25,15 @@ def entity_metrics(
         (f1, precision, recall of all entities together, accuracy of single tags), and per type the same three
         with its support.
     """
+    from seqeval.metrics import accuracy_score, classification_report
+
     report = classification_report(list(references), list(predictions), output_dict=True, zero_division=0)
     micro = report["micro avg"]
     overall = {
         "f1": float(micro["f1-score"]),
         "precision": float(micro["precision"]),
         "recall": float(micro["recall"]),
-        "accuracy": float(tag_accuracy(list(references), list(predictions))),
+        "accuracy": float(accuracy_score(list(references), list(predictions))),
     }
     per_type = {
         name: {
@@ -50,6 +50,8 @@ def entity_metrics(
 
 def class_metrics(references: Sequence[str], predictions: Sequence[str], last_label: str) -> dict[str, float]:
     """Accuracy, macro F1, F1 of the last label (of two, the positive one: GLUE's F1) and Matthews correlation."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
@@ -60,6 +62,8 @@ def class_metrics(references: Sequence[str], predictions: Sequence[str], last_la
 
 def regression_metrics(references: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
     """Pearson and Spearman correlation (0 where a constant leaves them undefined) and mean squared error."""
+    from scipy.stats import pearsonr, spearmanr
+
     x, y = np.asarray(references, dtype=float), np.asarray(predictions, dtype=float)
     defined = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0  # the deviation of equal numbers may round above 0
     return {

@@ -18,17 +18,18 @@ class IA3Config(UpperLayersConfig):
 
     name: Literal["ia3"] = "ia3"
     target_modules: tuple[str, ...] | None = Field(
-        None, description="Ends of linear layers' names; null: peft's choice for the family."
+        None,
+        description="Ends of layers' names, or [all-linear]; null: keys, values and feed-forward of the family.",
     )
     feedforward_modules: tuple[str, ...] | None = Field(
         None, description="Those of target_modules whose input is scaled instead of their output."
     )
 
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
-        if strangers := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
+        if unknown := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
             yield Problem(
                 "method.feedforward_modules",
-                f"names {', '.join(strangers)}, which method.target_modules does not",
+                f"names {', '.join(unknown)}, which method.target_modules does not",
                 "some of method.target_modules",
                 "name the layers in method.target_modules as well.",
             )

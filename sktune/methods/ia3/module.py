@@ -10,6 +10,7 @@ from sktune.backbone import Backbone
 from sktune.methods.ia3.config import IA3Config
 from sktune.methods.method import Method, without_decay
 from sktune.methods.peft_layers import inject, lower_blocks
+from sktune.methods.peft_targets import ia3_targets
 
 
 class IA3(Method):
@@ -17,9 +18,10 @@ class IA3(Method):
 
     def __init__(self, config: IA3Config, backbone: Backbone, *_: Any) -> None:
         super().__init__()
+        targets, feedforward = ia3_targets(backbone, config.target_modules, config.feedforward_modules)
         layers = peft.IA3Config(
-            target_modules=None if config.target_modules is None else list(config.target_modules),
-            feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
+            target_modules=targets,
+            feedforward_modules=feedforward,
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )

@@ -17,5 +17,6 @@ class LoraConfig(UpperLayersConfig):
     alpha: int = Field(16, ge=1, description="Updates are scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On what the updates read.")
     target_modules: tuple[str, ...] | None = Field(
-        None, description="Ends of linear layers' names; null: peft's choice for the family (query and value)."
+        None,
+        description="Ends of linear layers' names, or [all-linear]; null: query and value of the family.",
     )

@@ -10,6 +10,7 @@ from sktune.backbone import Backbone
 from sktune.methods.lora.config import LoraConfig
 from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject, lower_blocks
+from sktune.methods.peft_targets import lora_targets
 
 
 class Lora(Method):
@@ -21,7 +22,7 @@ class Lora(Method):
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=None if config.target_modules is None else list(config.target_modules),
+            target_modules=lora_targets(backbone, config.target_modules),
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )

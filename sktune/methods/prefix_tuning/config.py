@@ -20,7 +20,7 @@ class PrefixTuningConfig(UpperLayersConfig, FromTextConfig):
     name: Literal["prefix_tuning"] = "prefix_tuning"
     init: Literal["random", "text"] = Field("random", description="text: the keys and values the model makes of it.")
     reparametrize: bool = Field(False, description="Make them by a two-layer network from one embedding a position.")
-    hidden_size: int = Field(512, ge=1, description="Of that network.")
+    hidden_size: int = Field(512, ge=1, description="Width of the hidden layer of that network (reparametrize).")
 
     visible_prefix: ClassVar[bool] = True
 

@@ -115,7 +115,7 @@ def tell_apart(semantics: torch.Tensor) -> torch.Tensor:
         semantics: [..., P, width], fp32.
 
     Returns:
-        The like of it: rows at right angles to each other and of length 1, shorter where a position says little new.
+        Of the same shape: orthogonal rows of norm 1, of a smaller norm where a position adds little to those before it.
     """
     directions = F.normalize(semantics, dim=-1)
     alike = directions @ directions.mT

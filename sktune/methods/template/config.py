@@ -46,8 +46,8 @@ def parse_template(template: str, pair: bool) -> tuple[Piece, ...]:
     if any(spec or conversion for _, _, spec, conversion in parsed):
         raise UserError("has a slot with a format of its own")
     found = Counter(slot for _, slot, _, _ in parsed if slot is not None)
-    if strangers := sorted(set(found) - set(wanted)):
-        raise UserError(f"has the unknown slot {{{strangers[0]}}}")
+    if unknown := sorted(set(found) - set(wanted)):
+        raise UserError(f"has the unknown slot {{{unknown[0]}}}")
     for slot in wanted:
         if found[slot] != 1:
             raise UserError(f"has {{{slot}}} {found[slot]} times" if found[slot] else f"lacks {{{slot}}}")

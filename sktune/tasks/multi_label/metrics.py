@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 
 def label_metrics(
@@ -23,6 +22,8 @@ def label_metrics(
         (micro_f1 of all decisions, macro_f1: the mean over the label set, exact_match: the share of texts whose labels
         are all right), and for each label f1, precision, recall and support.
     """
+    from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
     unseen = sorted({label for of_text in references for label in of_text} - set(labels))
     place = {label: i for i, label in enumerate([*labels, *unseen])}
     truth, found = (_indicators(texts, place) for texts in (references, predictions))

@@ -1,0 +1,54 @@
+"""Which linear layers peft's methods are put into, where the recipe leaves it open or names all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft.utils import constants
+
+from sktune.backbone import Backbone
+
+ALL_LINEAR = ("all-linear",)
+"""peft's shorthand for every linear layer of the blocks."""
+_QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("qkv_proj",), ("query_key_value",), ("c_attn",))
+_KEYS_VALUES_FEEDFORWARD = (
+    ("k_proj", "v_proj", "down_proj"),
+    ("qkv_proj", "down_proj"),
+    ("k_proj", "v_proj", "fc2"),
+    ("key", "value", "output.dense"),
+)
+"""Names that families share which peft has no entry for; the feed-forward's last layer comes last."""
+
+
+def lora_targets(backbone: Backbone, given: Sequence[str] | None) -> list[str] | None:
+    """Ends of the layers' names; None: peft's own choice for the family (query and value)."""
+    known = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    if given is None:
+        return None if backbone.family in known else _first_there(backbone, _QUERY_AND_VALUE)
+    return _kinds(backbone) if tuple(given) == ALL_LINEAR else list(given)
+
+
+def ia3_targets(
+    backbone: Backbone, given: Sequence[str] | None, feedforward: Sequence[str] | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """(ends of the layers' names, those of them whose input is scaled); None, None: peft's own choice."""
+    known = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    if given is None:
+        chosen = None if backbone.family in known else _first_there(backbone, _KEYS_VALUES_FEEDFORWARD)
+        return chosen, chosen[-1:] if chosen is not None else None
+    targets = _kinds(backbone) if tuple(given) == ALL_LINEAR else list(given)
+    return targets, None if feedforward is None else list(feedforward)
+
+
+def _kinds(backbone: Backbone) -> list[str]:
+    """The last parts of the names of all linear layers inside the blocks."""
+    inside = {f"{name}." for name, module in backbone.base.named_modules() if module is backbone.blocks}
+    names = [name for name in backbone.linear_names() if any(name.startswith(place) for place in inside)]
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _first_there(backbone: Backbone, choices: Sequence[tuple[str, ...]]) -> list[str] | None:
+    names = backbone.linear_names()
+    there = (choice for choice in choices if all(any(name.endswith(f".{end}") for name in names) for end in choice))
+    found = next(there, None)
+    return None if found is None else list(found)
