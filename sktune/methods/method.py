@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.backbone import Backbone, Woven
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
+from sktune.methods.parameter_state import parameter_state
 
 
 class Method(nn.Module):
@@ -23,7 +24,9 @@ class Method(nn.Module):
 
     positions: int = 0
     """Positions in front of the input, of the prompt or the prefix."""
-    _made: tuple[int, Woven] | None = None
+    _made: tuple[Hashable, Woven] | None = None
+    _read_once: Any = None
+    """What the frozen model makes of the text, where that is a constant."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -43,15 +46,30 @@ class Method(nn.Module):
         """
         if self.training or torch.is_grad_enabled():
             return self.weave(backbone)
-        # Counts in-place changes; ZeRO-3's updates it does not see, but those happen in training mode.
-        version = sum(parameter._version for parameter in self.parameters())
-        if self._made is None or self._made[0] != version:
-            self._made = version, self.weave(backbone)
+        state = parameter_state(self)
+        if state is None:
+            return self.weave(backbone)
+        # ZeRO-3's updates are not seen in what is gathered elsewhere, but those happen in training mode.
+        if self._made is None or self._made[0] != state:
+            self._made = state, self.weave(backbone)
         return self._made[1]
+
+    def forget(self) -> None:
+        """Drops what was computed and kept: the text's semantics and the last `Woven`."""
+        self._made = None
+        self._read_once = None
 
     def train(self, mode: bool = True) -> Self:
         self._made = None
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.forget()  # it is of the device and dtype that the model had
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy reads the text with its own model.
+        return self.__dict__ | {"_made": None, "_read_once": None}
 
 
 def build_method(

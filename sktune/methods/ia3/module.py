@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.methods.ia3.config import IA3Config
 from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject
@@ -22,4 +22,7 @@ class IA3(Method):
             feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
             fan_in_fan_out=backbone.stores_transposed,
         )
-        inject(layers, backbone, "ia3")
+        self.layers = inject(layers, backbone, "ia3")
+
+    def weave(self, backbone: Backbone) -> Woven:
+        return Woven(layers=self.layers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.methods.lora.config import LoraConfig
 from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject
@@ -24,6 +24,9 @@ class Lora(Method):
             target_modules=None if config.target_modules is None else list(config.target_modules),
             fan_in_fan_out=backbone.stores_transposed,
         )
-        inject(layers, backbone, "lora")
+        self.layers = inject(layers, backbone, "lora")
         if config.dropout:
             backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))
+
+    def weave(self, backbone: Backbone) -> Woven:
+        return Woven(layers=self.layers)

@@ -1,0 +1,149 @@
+"""The tuned model in a user's own Python: copies, the user's own model, several methods on one model, caches."""
+
+from __future__ import annotations
+
+import copy
+import io
+import threading
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import sktune
+from sktune.embedded import resolve
+from sktune.methods.config import MethodConfig
+from sktune.model.tuned_model import TunedModel
+
+PATH = resolve("embedded:llama")
+TEXT = "is the sentence positive or negative ?"
+PREFIX, PROMPT = sktune.SKPrefixConfig(text=TEXT), sktune.SKPromptConfig(text=TEXT)
+METHODS = [
+    PREFIX,
+    PROMPT,
+    sktune.LoraConfig(),
+    sktune.IA3Config(),
+    sktune.BottleneckAdapterConfig(),
+    sktune.LlamaAdapterConfig(),
+    sktune.PrefixTuningConfig(),
+]
+each_method = pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tf.AutoTokenizer.from_pretrained(PATH)
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer: Any) -> torch.Tensor:
+    return torch.tensor([tokenizer("the people of the town", add_special_tokens=False)["input_ids"]])
+
+
+def base(auto: Any = tf.AutoModel) -> Any:
+    return auto.from_pretrained(PATH, dtype=torch.float32).eval()
+
+
+def tuned(tokenizer: Any, method: MethodConfig, model: Any = None, **options: Any) -> TunedModel:
+    settings = {"task": "sequence_classification", "num_labels": 2, **options}
+    made = sktune.attach(model or base(), tokenizer, method, **settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.trainable_parameters().values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+@each_method
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_copy_is_equal_trains_and_is_independent(tokenizer, ids, method, checkpointing) -> None:
+    model = tuned(tokenizer, method, gradient_checkpointing=checkpointing)
+    model.train()(ids, labels=torch.tensor([1])).loss.backward()
+    model.eval()
+    with torch.no_grad():
+        expected = model(ids).logits
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        other.zero_grad()
+        with torch.no_grad():
+            assert torch.equal(other(ids).logits, expected)
+        other.train()(ids, labels=torch.tensor([1])).loss.backward()
+        assert [name for name, p in other.trainable_parameters().items() if p.grad is None] == []
+        with torch.no_grad():
+            for parameter in model.trainable_parameters().values():
+                parameter.mul_(3)
+            assert torch.equal(other.eval()(ids).logits, expected)
+            assert not torch.equal(model(ids).logits, expected)
+            for parameter in model.trainable_parameters().values():
+                parameter.div_(3)
+
+
+@each_method
+def test_outside_a_tuned_pass_the_model_is_its_owners(tokenizer, ids, method) -> None:
+    model = base(tf.AutoModelForCausalLM)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        plain, said = model(ids).logits, model.generate(ids, **options)
+        made = tuned(tokenizer, method, model, task="causal_lm")
+        assert not torch.equal(made(ids).logits, plain)
+        assert torch.equal(model(ids).logits, plain)
+        assert torch.equal(model.generate(ids, **options), said)
+
+
+@pytest.mark.parametrize("second", [PREFIX, PROMPT, sktune.PrefixTuningConfig(), sktune.BottleneckAdapterConfig()])
+def test_two_on_one_model_work_in_turn(tokenizer, ids, second) -> None:
+    with torch.no_grad():
+        alone = [tuned(tokenizer, method)(ids).logits for method in (PREFIX, second)]
+        model = base()
+        together = [tuned(tokenizer, method, model) for method in (PREFIX, second)]
+        for _ in range(2):
+            for one, expected in zip(together, alone, strict=True):
+                torch.testing.assert_close(one(ids).logits, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", [PREFIX, PROMPT])
+@pytest.mark.parametrize("how", ["data", "data_in_place", "vector"])
+def test_an_evaluation_sees_every_change_of_the_parameters(tokenizer, ids, method, how) -> None:
+    model = tuned(tokenizer, method)
+    parameters = list(model.method.parameters())
+    with torch.no_grad():
+        before = model(ids).logits
+        if how == "vector":
+            vector = 3 * torch.nn.utils.parameters_to_vector(parameters)
+            torch.nn.utils.vector_to_parameters(vector, parameters)
+        for parameter in parameters if how != "vector" else ():
+            if how == "data":
+                parameter.data = 3 * parameter.data
+            else:
+                parameter.data.mul_(3)
+        after = model(ids).logits
+        assert torch.equal(after, model.train().eval()(ids).logits)
+        assert not torch.equal(after, before)
+
+
+def test_what_is_kept_of_the_text_moves_with_the_model(tokenizer, ids) -> None:
+    model = tuned(tokenizer, PREFIX)
+    with torch.no_grad():
+        model(ids)
+        model.to("meta")
+        assert model(ids.to("meta")).logits.is_meta
+
+
+def test_threads_each_train_a_model_of_their_own(tokenizer, ids) -> None:
+    models = [tuned(tokenizer, PREFIX).train() for _ in range(2)]
+    losses: list[float] = []
+    barrier = threading.Barrier(2)
+
+    def train(model: TunedModel) -> None:
+        barrier.wait()
+        losses.append(model(ids, labels=torch.tensor([1])).loss.item())
+
+    threads = [threading.Thread(target=train, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(losses) == 2 and losses[0] == losses[1]
