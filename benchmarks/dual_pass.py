@@ -40,8 +40,10 @@ from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
-from sktune.model.tuned_model import TunedModel, build_head
-from sktune.sections import ModelSection, TaskSection
+from sktune.model.tuned_model import TunedModel
+from sktune.sections import ModelSection
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "dual_pass.json"
@@ -105,7 +107,7 @@ def ours(section: MethodConfig, tokenizer: PreTrainedTokenizerFast, device: torc
     backbone = Backbone(network(device))
     torch.manual_seed(1)
     method = build_method(section, backbone, tokenizer)
-    head = build_head(TaskSection(name="token_classification"), backbone, LABELS)
+    head = build_task(TokenClassificationConfig()).head(backbone, LABELS)
     model = TunedModel(backbone, method, head).to(device)
     return Contestant(model, lambda model, batch: model(batch[0], batch[1], labels=batch[2]).loss)
 

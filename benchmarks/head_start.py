@@ -121,7 +121,7 @@ def _random_head() -> Iterator[None]:
         assert isinstance(model.head, TrainedHead)
         model.head.classifier.reset_parameters()
 
-    with mock.patch("sktune.training.run.set_prior", draw), mock.patch("sktune.training.loop.set_centre"):
+    with mock.patch("sktune.training.run.set_prior", draw), mock.patch("sktune.training.run.set_centre"):
         yield
 
 

@@ -27,8 +27,8 @@ from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.ranks import Ranks
 from sktune.embedded import check_fetched
 from sktune.recipe import Recipe, parse_recipe
-from sktune.training.assembly import Assembly, assemble
-from sktune.training.evaluation import model_inputs
+from sktune.training.evaluate import model_inputs
+from sktune.training.setup import Setup, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "input_pipeline.json"
@@ -46,7 +46,7 @@ def padding_share(batches: list[list[int]], lengths: list[int]) -> float:
 class Trainer:
     """Steps of one model on given batches."""
 
-    def __init__(self, assembly: Assembly, rows: list[Any]) -> None:
+    def __init__(self, assembly: Setup, rows: list[Any]) -> None:
         self.assembly = assembly
         self.rows = rows
         self.optimizer = build_optimizer(assembly.model.trainable_parameters(), assembly.recipe.training)
@@ -67,7 +67,7 @@ class Trainer:
 def measure(dataset: str, data: Path, steps: int) -> dict[str, Any]:
     """Both orders on one data set."""
     settings: Recipe = parse_recipe(recipe("minilm", dataset, "sk_prefix", data, Path("unused")))
-    assembly = assemble(settings, ALONE)
+    assembly = prepare(settings, ALONE)
     assert assembly.raw is not None
     rows = list(assembly.encode(assembly.raw.train, "train").rows)
     lengths = [row.length for row in rows]

@@ -27,10 +27,9 @@ from sharding_stock import assemble_around, load_reference, load_stock
 from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
-from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import Progress, save_checkpoint
 from sktune.training.meters import frozen_bytes
-from sktune.training.run import build_engine
+from sktune.training.setup import Setup, build_engine, prepare
 
 STEPS_BEFORE = 3
 """Steps before the measured one: ZeRO-3 learns the order of the modules in them, and the first one reads the text."""
@@ -55,9 +54,9 @@ class Cell:
         self.moment("after_load")
         self.losses: list[float] = []
 
-    def _assemble(self) -> Assembly:
+    def _assemble(self) -> Setup:
         if self.job["stack"] == "sktune":
-            return assemble(self.recipe, self.ranks, labels=LABELS, read_data=False)
+            return prepare(self.recipe, self.ranks, labels=LABELS, read_data=False)
         if self.job["stack"] == "stock":
             return assemble_around(load_stock(self.recipe), self.recipe, self.ranks, LABELS)
         network = load_reference(Path(self.job["model"]), Path(self.job["codes"]))
@@ -127,7 +126,7 @@ class Cell:
 
 def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     """Bytes of a cell in all moments, without and with checkpointing; then losses and gradients, unobserved."""
-    meter.start()
+    meter.start(Path(job["model"]).glob("*.safetensors"))
     cell = Cell(job, ranks, meter)
     backbone = cell.assembly.model.backbone
     shard = frozen_bytes(backbone)
@@ -142,7 +141,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
         meter.moment("after_evaluation")
         cell.checkpoint()
         ends.append((len(meter.readings), evaluation))
-    readings = meter.stop(Path(job["model"]).glob("*.safetensors"))
+    readings = meter.stop()
     cell.meter = None
     with safe_open(Path(job["model"]) / "model.safetensors", "pt") as file:
         largest = max(torch.Size(file.get_slice(key).get_shape()).numel() * 2 for key in file.keys())  # noqa: SIM118

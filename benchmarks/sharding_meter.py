@@ -15,7 +15,7 @@ import argparse
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sktune.allocator import give_back_freed_memory
 from sktune.distributed.ranks import Ranks, start_ranks
 
 MARK = "moment "
@@ -61,15 +62,25 @@ class StorageRegistry(TorchDispatchMode):
             if issubclass(type(found), torch.Tensor) and found.device.type != "meta":
                 self.remember(found)
         total, mapped = 0, _mapped_files()
+        for storage in self._living():
+            if not any(low <= storage.data_ptr() < high for low, high in mapped):
+                total += storage.nbytes()
+        return total
+
+    def forget_the_dead(self) -> None:
+        """Drops the records of storages that are gone: small as they are, they keep the heap from being reused."""
+        for _ in self._living():
+            pass
+        give_back_freed_memory()
+
+    def _living(self) -> Iterator[torch.UntypedStorage]:
         for address, weak in list(self._weak.items()):
             storage = torch.UntypedStorage._new_with_weak_ptr(weak)
             if storage is None:
                 torch.UntypedStorage._free_weak_ref(weak)
                 del self._weak[address]
-            elif not any(low <= storage.data_ptr() < high for low, high in mapped):
-                total += storage.nbytes()
-            del storage
-        return total
+            else:
+                yield storage
 
 
 def _mapped_files() -> list[tuple[int, int]]:
@@ -157,11 +168,12 @@ class Meter:
         self.readings: list[Reading] = []
         self.collectives = collectives
 
-    def start(self) -> None:
-        """Begins to count."""
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    def start(self, mapped: Iterable[Path] = ()) -> None:
+        """Begins to count. Events of mapping the files `mapped` are no allocations."""
+        self._mapped = {file.stat().st_size for file in mapped}
+        self._held = self._peak = 0
         self._registry = StorageRegistry()
-        self._profile.start()
+        self._begin_events()
         self._registry.__enter__()
 
     def moment(self, name: str) -> None:
@@ -172,11 +184,24 @@ class Meter:
         with record_function(f"{MARK}{len(self.readings)}"):
             self.readings.append(reading)
 
-    def stop(self, mapped: Iterable[Path] = ()) -> list[Reading]:
-        """Ends counting; the readings, in order. Events of mapping the files `mapped` are no allocations."""
+    def forget_events(self) -> None:
+        """Counts the events so far and drops them: those of loading billions of weights would fill the memory."""
+        self._registry.forget_the_dead()
+        self._count_events()
+        self._begin_events()
+
+    def stop(self) -> list[Reading]:
+        """Ends counting; the readings, in order."""
         self._registry.__exit__(None, None, None)
+        self._count_events()
+        return self.readings
+
+    def _begin_events(self) -> None:
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.start()
+
+    def _count_events(self) -> None:
         self._profile.stop()
-        sizes = {file.stat().st_size for file in mapped}
         results: Any = self._profile.profiler
         events = sorted(
             (
@@ -186,17 +211,15 @@ class Meter:
             ),
             key=lambda event: event[0],
         )
-        held = peak = 0
         for _, name, size in events:
             if name != "[memory]":
                 reading = self.readings[int(name.removeprefix(MARK))]
-                reading.allocator, reading.peak = held, peak
-                held = peak = reading.registry  # what was missed is not carried on
-            elif abs(size) not in sizes:
-                held += size
-                peak = max(peak, held)
+                reading.allocator, reading.peak = self._held, self._peak
+                self._held = self._peak = reading.registry  # what was missed is not carried on
+            elif abs(size) not in self._mapped:
+                self._held += size
+                self._peak = max(self._peak, self._held)
         del self._profile
-        return self.readings
 
 
 def check() -> dict[str, dict[str, int]]:

@@ -16,9 +16,10 @@ from sktune.backbone import Backbone, load_tokenizer
 from sktune.data import Collator
 from sktune.distributed.ranks import Ranks
 from sktune.methods.method import build_method
-from sktune.model.tuned_model import TunedModel, build_head
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import Recipe
-from sktune.training.assembly import Assembly
+from sktune.tasks.task import build_task
+from sktune.training.setup import Setup
 from sktune.training.sharding import decide_sharding
 
 
@@ -52,15 +53,16 @@ def load_reference(folder: Path, codes: Path) -> PreTrainedModel:
     return network
 
 
-def assemble_around(network: PreTrainedModel, recipe: Recipe, ranks: Ranks, labels: tuple[str, ...]) -> Assembly:
-    """Everything of a run but its data, around a loaded model, as `sktune.training.assembly.assemble` builds it."""
+def assemble_around(network: PreTrainedModel, recipe: Recipe, ranks: Ranks, labels: tuple[str, ...]) -> Setup:
+    """Everything of a run but its data, around a loaded model, as `sktune.training.setup.prepare` builds it."""
     tokenizer = load_tokenizer(recipe.model)
     backbone = Backbone(
         network, attn_implementation="sdpa", gradient_checkpointing=recipe.training.gradient_checkpointing
     )
     set_seed(recipe.training.seed)
     method = build_method(recipe.method, backbone, tokenizer)
-    model = TunedModel(backbone, method, build_head(recipe.task, backbone, len(labels)))
+    task = build_task(recipe.task)
+    model = TunedModel(backbone, method, task.head(backbone, len(labels)))
     assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, recipe.task.name)
-    return Assembly(recipe, tokenizer, model, labels, collator, None, decide_sharding(recipe, ranks))
+    collator = Collator(tokenizer.pad_token_id, recipe.data.padding_side, task)
+    return Setup(recipe, tokenizer, model, labels, collator, None, decide_sharding(recipe, ranks), task)

@@ -23,7 +23,7 @@ from launching import RESULTS, ROOT, deepspeed, facts, read_result, save
 
 RESULT = RESULTS / "shipped_recipes.json"
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("smollm2_*.yaml"))
-KEPT = re.compile(r"test/|validation/|speed/real|steps$|wall_seconds|trainable_parameters|all_parameters")
+KEPT = re.compile(r"test/|validation/|steps$|trainable_parameters|all_parameters")
 
 
 def local_data(name: str, data: Path) -> list[str]:

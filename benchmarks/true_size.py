@@ -94,7 +94,7 @@ class Place:
 
     def plan(self, ranks: int, more: list[str], output: str) -> dict[str, Any]:
         """`sktune plan --json`."""
-        command = [sys.executable, "-m", "sktune.cli", "plan", str(self.file), *self.overrides(output), *more]
+        command = [sys.executable, "-m", "sktune", "plan", str(self.file), *self.overrides(output), *more]
         found: dict[str, Any] = json.loads(self.run([*command, "--gpus", str(ranks), "--json"], "plan"))
         return found
 
@@ -186,7 +186,7 @@ def attempt(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a part found, or how it failed; the others are run all the same."""
     try:
         return {"status": "finished", **part()}
-    except Failed as error:
+    except Exception as error:  # the other parts take an hour: they are not lost with it
         print(f"   failed: {error}", flush=True)
         return {"status": f"failed: {error}"}
 

@@ -12,39 +12,60 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
+import torch
 from sharding_meter import Meter, begin_cell
 
+from sktune.distributed.placement import Partitioned
 from sktune.distributed.ranks import Ranks, leave_ranks
 from sktune.recipe import load_recipe
-from sktune.training.assembly import assemble
-from sktune.training.evaluation import labels_that_count, model_inputs
+from sktune.training.evaluate import model_inputs
 from sktune.training.meters import frozen_bytes
-from sktune.training.run import build_engine
+from sktune.training.setup import build_engine, prepare
 
 STEPS = 4
 """ZeRO-3 learns the order of the modules in the first ones, and the very first one reads the text."""
 MOMENTS = ("after_load", "after_forward", "after_backward", "after_step")
 
 
+@contextmanager
+def forgetting_events(meter: Meter) -> Iterator[None]:
+    """Lets the meter drop its events after every parameter that ZeRO-3 has taken its share of."""
+    place = Partitioned.parameter
+
+    def placed(self: Partitioned, value: torch.Tensor) -> torch.nn.Parameter:
+        parameter = place(self, value)
+        meter.forget_events()
+        return parameter
+
+    Partitioned.parameter = placed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Partitioned.parameter = place  # type: ignore[method-assign]
+
+
 def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
     """Bytes by moment, of every rank; the names of moments are those of the plan."""
     recipe = load_recipe(job["recipe"], job["overrides"])
-    meter.start()
+    meter.start(Path(recipe.model.name_or_path).glob("*.safetensors"))
     meter.moment("nothing")
-    assembly = assemble(recipe, ranks)
+    with forgetting_events(meter):
+        assembly = prepare(recipe, ranks)
     meter.moment("loaded")
     engine, _ = build_engine(assembly, ranks)
     meter.moment("after_load")
     assert assembly.raw is not None
     rows = assembly.encode(assembly.raw.train, "train").rows
     size = recipe.training.per_device_train_batch_size
-    counts = [labels_that_count(row, recipe.task.name) for row in rows]
+    counts = [row.labelled for row in rows]
     engine.set_training(True)
     for step in range(STEPS):
         first = step * size * ranks.world_size
@@ -60,7 +81,7 @@ def measure(job: dict[str, Any], ranks: Ranks, meter: Meter) -> dict[str, Any]:
         meter.moment("after_backward")
         engine.step()
         meter.moment("after_step")
-    readings = meter.stop(Path(recipe.model.name_or_path).glob("*.safetensors"))
+    readings = meter.stop()
     last = {reading.name: reading for reading in readings}
     return {
         "load_peak": ranks.gather(max(readings[1].peak, readings[2].peak)),

@@ -98,9 +98,10 @@ def train_kill_resume_predict(
         "frozen_bytes": summary["memory/frozen_bytes"],
     }
     # One process: it holds the whole quantized model.
-    predict = [sys.executable, "-m", "sktune.cli", "predict", str(output), "--json", "--text", SENTENCE]
+    predict = [sys.executable, "-m", "sktune", "predict", str(output), "--json", "--text", SENTENCE]
     answered = run(predict, logs / "predict.log", on_gpu=on_gpu)
-    answer = json.loads((logs / "predict.log").read_text(encoding="utf-8").splitlines()[-1])
+    said = (logs / "predict.log").read_text(encoding="utf-8").splitlines()
+    answer = json.loads(next(line for line in said if line.startswith("{")))  # lines of the log may come after it
     if len(answer["tags"]) != len(SENTENCE.split()):
         raise Failed(f"predict said {answer}")
     result["predict"] = {"seconds": answered["seconds"], "tags": len(answer["tags"])}

@@ -3,7 +3,7 @@
     python benchmarks/true_size_speed.py job.json
 
 Written for a GPU; on a CPU it runs with a tiny model only to try the script. The contestants see the same rows, all of
-one length, without gradient checkpointing. sktune: the recipe with another method, `assemble` and `build_engine`.
+one length, without gradient checkpointing. sktune: the recipe with another method, `prepare` and `build_engine`.
 Stock: `AutoModelForTokenClassification` with bitsandbytes, peft, and `transformers.Trainer` in bf16 autocast, the head
 not quantized. The first steps of each are not timed. What is measured goes beside the job, as `job.result.json`.
 """
@@ -36,8 +36,7 @@ from true_size_model import TAGS
 
 from sktune.distributed.ranks import Ranks
 from sktune.recipe import Recipe, load_recipe
-from sktune.training.assembly import assemble
-from sktune.training.run import build_engine
+from sktune.training.setup import build_engine, prepare
 
 WARMUP, TIMED, PROFILED = 3, 10, 2
 RANK, TARGETS = 8, ["q_proj", "v_proj"]
@@ -131,7 +130,7 @@ def matrix_limit(device: torch.device) -> float:
 def ours(recipe: Recipe, batch: Batch, device: torch.device) -> dict[str, Any]:
     """Sktune's steps on one process."""
     ranks = Ranks(0, 0, 1, device, launched=False)
-    assembly = assemble(recipe, ranks, labels=TAGS, read_data=False)
+    assembly = prepare(recipe, ranks, labels=TAGS, read_data=False)
     engine, _ = build_engine(assembly, ranks)
     engine.set_training(True)
     engine.set_rate(1.0)

@@ -1,8 +1,15 @@
-"""What is wrong with something the user wrote."""
+"""Errors that the user can mend, and what is wrong with a field that the user wrote."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+class UserError(ValueError):
+    """Something the user can mend: its message says what is wrong where, and the cure.
+
+    The command line shows it as one message. Every other ValueError is a defect of sktune, and shows its traceback.
+    """
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sktune.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # Of a run.
@@ -25,6 +27,9 @@ ADAPTER_FOLDER = "adapter"
 PREDICTIONS_FOLDER = "predictions"
 FIGURES_FOLDER = "figures"
 EVALUATION_FOLDER = "evaluation"
+TEST_PREDICTIONS_FILE = "test.jsonl"
+F1_FIGURE_FILE = "test_f1_by_type.png"
+CONFUSION_FIGURE_FILE = "test_confusion.png"
 TRACKING_FOLDER = "tracking"
 TRACKING_STATE_FILE = f"{TRACKING_FOLDER}/run.json"
 TRACKING_RECIPE_FILE = f"{TRACKING_FOLDER}/recipe.yaml"
@@ -39,6 +44,7 @@ PROGRESS_FILE = "progress.json"
 COMPARISON_FILE = "comparison.json"
 CELLS_FOLDER = "cells"
 REPORT_FOLDER = "report"
+REPORT_MARKDOWN, REPORT_CSV, REPORT_JSON = "report.md", "report.csv", "report.json"
 ERROR_FILE = "error.txt"
 
 LOCK_FILE = ".lock"
@@ -75,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
     machines, unless it is mounted with `nolock` or `local_lock`; a file system that has no locks gets a warning.
 
     Raises:
-        ValueError: another process has the folder; with its id, host and start.
+        UserError: another process has the folder; with its id, host and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
@@ -85,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
         start = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
     except Timeout:
-        raise ValueError(
+        raise UserError(
             f"output.dir: {folder} is in use by {_holder(path)}; wait for it or stop it, or use another folder"
         ) from None
     except NotImplementedError:

@@ -10,44 +10,33 @@ from typing import Any
 
 import torch
 
-from sktune.data import Example, Row
+from sktune.data import Row
 from sktune.distributed.ranks import Ranks
-from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, EVALUATION_FOLDER, RECIPE_FILE, write_whole
+from sktune.errors import UserError
+from sktune.files import EVALUATION_FOLDER, RECIPE_FILE, write_whole
+from sktune.model.adapter import adapter_folder, read_adapter
 from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
 from sktune.recipe import LoadedRecipe, load_recipe_document
-from sktune.tasks.predictions import answers_of
-from sktune.training.assembly import Assembly, assemble, read_adapter
-from sktune.training.evaluation import evaluate, model_inputs
+from sktune.tasks.task import Answers
+from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
-from sktune.training.reporting import write_predictions
-from sktune.training.run import build_engine
+from sktune.training.report import write_predictions
+from sktune.training.setup import Setup, build_engine, prepare
 
 SPLITS = ("train", "validation", "test")
 
 
-def adapter_folder(output: Path) -> Path:
-    """The adapter in a run's output folder, or the folder itself where it is one.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    for folder in (output / ADAPTER_FOLDER, output):
-        if (folder / RECIPE_FILE).is_file() and (folder / ADAPTER_CARD).is_file():
-            return folder
-    raise ValueError(f"{output}: no trained adapter here; give the output.dir of a finished run")
-
-
 def load_trained(
     output: Path, ranks: Ranks, overrides: Sequence[str] = (), read_data: bool = True
-) -> tuple[LoadedRecipe, Assembly]:
+) -> tuple[LoadedRecipe, Setup]:
     """Rebuilds a trained model from its output folder; overrides change the recipe it was trained with."""
     folder = adapter_folder(output)
     loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
     weights, labels = read_adapter(folder)
-    assembly = assemble(loaded.recipe, ranks, labels=labels, read_data=read_data)
-    put_weights(assembly.model, weights, str(folder))
-    return loaded, assembly
+    setup = prepare(loaded.recipe, ranks, labels=labels, read_data=read_data)
+    put_weights(setup.model, weights, str(folder))
+    return loaded, setup
 
 
 def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,23 +48,23 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
         The metrics, and `per_type` for token classification.
 
     Raises:
-        ValueError: for an unknown split, one that the recipe does not name, or a folder in use.
+        UserError: for an unknown split, one that the recipe does not name, or a folder in use.
     """
     if split not in SPLITS:
-        raise ValueError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+        raise UserError(f"--split: {split!r} is unknown; allowed: {', '.join(SPLITS)}")
     adapter_folder(output)
     with kept_folder(output, ranks):
         return _evaluate_run(output, split, ranks, overrides)
 
 
 def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str]) -> dict[str, Any]:
-    _, assembly = load_trained(output, ranks, overrides)
-    assert assembly.raw is not None
-    rows = assembly.encode_for_scoring(getattr(assembly.raw, split), split)
+    _, setup = load_trained(output, ranks, overrides)
+    assert setup.raw is not None
+    rows = setup.encode_for_scoring(getattr(setup.raw, split), split)
     if rows is None:
-        raise ValueError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
-    engine, _ = build_engine(assembly, ranks)
-    scores = evaluate(assembly, engine, rows, ranks)
+        raise UserError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
+    engine, _ = build_engine(setup, ranks)
+    scores = evaluate(setup, engine, rows, ranks)
     result: dict[str, Any] = dict(scores.metrics)
     if scores.per_type:
         result["per_type"] = scores.per_type
@@ -86,13 +75,21 @@ def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[st
     return result
 
 
+class Answer(dict[str, Any]):
+    """An answer, JSON-ready; `line` says the same in words, for a terminal."""
+
+    def __init__(self, line: str, **entries: Any) -> None:
+        super().__init__(entries)
+        self.line = line
+
+
 def predict(
     output: Path,
     texts: Sequence[str],
     pairs: Sequence[str] | None,
     ranks: Ranks,
     overrides: Sequence[str] = (),
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Answer]:
     """Answers for new texts, in order, in the words of the training data.
 
     Args:
@@ -103,74 +100,47 @@ def predict(
         overrides: changes of the recipe.
 
     Yields:
-        `text` with, by task: `words` and `tags` and `entities`; `label` and `probabilities`; `value`; `generated`.
+        `text` with what its task shows: `words`, `tags` and `entities`; `label` and `probabilities`; `value`;
+        `generated` ...
 
     Raises:
-        ValueError: for a missing or superfluous second text, and where the output folder holds no adapter.
+        UserError: for a missing or superfluous second text, and where the output folder holds no adapter.
     """
-    loaded, assembly = load_trained(output, ranks, overrides, read_data=False)
-    recipe, task = loaded.recipe, loaded.recipe.task
+    loaded, setup = load_trained(output, ranks, overrides, read_data=False)
+    recipe, task = loaded.recipe, setup.task
     wants_pairs = recipe.data.text_pair_column is not None
     if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
         need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
-        raise ValueError(
+        raise UserError(
             f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}"
         )
-    assembly.model.to(ranks.device).eval()
+    setup.model.to(ranks.device).eval()
     # Answers that are printed on the terminal show by themselves how far it is.
     shown = not sys.stdout.isatty()
     with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
         for number, text in enumerate(texts):
-            words = tuple(text.split()) if task.name == "token_classification" else ()
-            reference: Any = ("O",) * len(words) if words else (0.0 if task.name == "regression" else "")
-            if task.name == "token_classification" and not words:
-                raise ValueError(f"--text: {text!r} has no words")
-            example = Example(0, text, pairs[number] if pairs else None, words, reference)
-            rows = list(assembly.encode([example], "text", score_candidates=task.label_words is not None).rows)
-            if task.name == "causal_lm" and task.label_words is None:
+            example = task.example(text, pairs[number] if pairs else None)
+            rows = list(setup.encode([example], "text", scoring=True).rows)
+            if length := task.config.new_tokens:
                 prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
-                yield {"text": text, "generated": generate(assembly, prompt, task.max_new_tokens)}
+                found: dict[str, Any] = {"generated": generate(setup, prompt, length)}
             else:
-                yield {"text": text, **_answer(assembly, rows, words)}
+                found = task.shown(example, rows, _answers(setup, rows), setup.labels)
+            yield Answer(f"{text}\n  -> {task.line(found)}", text=text, **found)
             advance(1)
 
 
-def _answer(assembly: Assembly, rows: list[Row], words: Sequence[str]) -> dict[str, Any]:
-    batch = assembly.collator(rows)
-    device = next(assembly.model.parameters()).device
-    output = assembly.model(**model_inputs(batch, device))
-    task = assembly.recipe.task
-    answers = answers_of(output, rows, batch["attention_mask"], task, assembly.labels)
-    answer = answers[rows[0].index]
-    if task.name == "token_classification":
-        return {"words": list(words), "tags": answer, "entities": entities(words, answer)}
-    if task.name == "regression":
-        return {"value": answer}
-    if task.name == "causal_lm":
-        assert assembly.labels is not None
-        shares = torch.tensor([-answers[row.index][0] for row in rows]).softmax(0).tolist()
-        answer = dict(zip(assembly.labels, shares, strict=True))
-    return {"label": max(answer, key=answer.get), "probabilities": answer}
-
-
-def entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, str]]:
-    """The entities that IOB2 tags spell out, as texts with their types."""
-    found: list[dict[str, str]] = []
-    open_type: str | None = None
-    for word, tag in zip(words, tags, strict=True):
-        mark, _, kind = tag.partition("-")
-        if mark == "I" and kind == open_type:
-            found[-1]["text"] += f" {word}"
-        elif mark in ("B", "I"):
-            found.append({"text": word, "type": kind})
-        open_type = kind if mark in ("B", "I") else None
-    return found
+def _answers(setup: Setup, rows: list[Row]) -> Answers:
+    batch = setup.collator(rows)
+    device = next(setup.model.parameters()).device
+    output = setup.model(**model_inputs(batch, device))
+    return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
 
 
 @torch.no_grad()
-def generate(assembly: Assembly, prompt: Sequence[int], max_new_tokens: int) -> str:
+def generate(setup: Setup, prompt: Sequence[int], max_new_tokens: int) -> str:
     """Greedy continuation of a prompt by the tuned language model, up to its end token or `max_new_tokens`."""
-    model, tokenizer = assembly.model, assembly.tokenizer
+    model, tokenizer = setup.model, setup.tokenizer
     device = next(model.parameters()).device
     ids, produced = list(prompt), []
     woven = model.method(model.backbone)

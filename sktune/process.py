@@ -5,12 +5,16 @@ Imports nothing heavy by itself, since libraries read the environment when they 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
+from sktune.errors import UserError
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
@@ -21,17 +25,20 @@ logger = logging.getLogger("sktune")
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
 
+_chosen: set[str] = set()
+
 
 def guarded(command: Any, *arguments: Any) -> int:
     """Runs a command; returns its exit status, 0 where it has none of its own.
 
-    A user's mistake becomes one message and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same. A
-    command that was told to stop ends with 128 and the signal's number; see `training.stopping`.
+    What the user can mend (a `UserError`, a loss that is no number, a file without rights or space) becomes one message
+    and exit status 2, not a traceback; SKTUNE_DEBUG=1 shows it all the same. Every other error is a defect and shows
+    its traceback. A command that was told to stop ends with 128 and the signal's number; see `training.stopping`.
     """
     with listening():
         try:
             return command(*arguments) or 0
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (UserError, FloatingPointError, OSError) as error:
             # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
             if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
                 raise
@@ -60,13 +67,36 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keeps the garbage collector from running while libraries are imported: they make many objects that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def choose_log(kind: Literal["quiet", "verbose"]) -> None:
+    """Chooses what `prepare_process` then logs: warnings alone, or also what the libraries say."""
+    _chosen.add(kind)
+
+
 def prepare_process() -> str:
     """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("sktune").setLevel(logging.INFO if _is_main() else logging.ERROR)
+    verbose = "verbose" in _chosen
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s",
+        level=logging.INFO if verbose and _is_main() else logging.WARNING,
+        stream=sys.stderr,
+    )
+    level = logging.WARNING if "quiet" in _chosen else logging.INFO
+    logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
     threads = _share_cores()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "info" if verbose else "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Of the libraries below sktune, and nothing a user could act on.
@@ -78,7 +108,10 @@ def prepare_process() -> str:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    if verbose:
+        transformers.logging.set_verbosity_info()
+    else:
+        transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return threads
 

@@ -51,6 +51,10 @@ class Registry:
         package, cls = self._place(name)
         return getattr(import_module(f"{package}.{self.module}"), cls)
 
+    def having(self, trait: str) -> list[str]:
+        """The names of entries whose section has this trait."""
+        return [name for name in self if getattr(self.config(name), trait)]
+
     def config_called(self, name: str) -> type[Any] | None:
         """The class of a section by its own name, `LoraConfig`; None where no entry has it."""
         for entry, place in self._places.items():

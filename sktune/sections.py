@@ -1,8 +1,8 @@
-"""The sections of a recipe but for the method's: every field a run can set, with its default and its range.
+"""The sections of a recipe but for the method's and the task's: every field, with its default and its range.
 
 Field names follow transformers and DeepSpeed wherever those have a name for the thing. All sections are
-frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods are in
-`sktune.methods`.
+frozen and refuse unknown keys; rules that span sections live in `sktune.recipe.rules`. Those of the methods and
+tasks are in `sktune.methods` and `sktune.tasks`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,24 @@ class ModelSection(Section):
     )
     tokenizer: str | None = Field(None, description="Hub id or folder, where it differs from the model's.")
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch).")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="Of the unquantized weights and of the activations; what trains is float32."
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="The attention kernel; auto: the fastest that the model and the method allow."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code shipped inside the model's repository.")
 
 
 class QuantizationSection(Section):
     """bitsandbytes quantization of the backbone's linear layers; neither flag set means none."""
 
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
+    load_in_4bit: bool = Field(False, description="Pack the linear layers in 4 bits (as QLoRA does).")
+    load_in_8bit: bool = Field(False, description="Pack the linear layers in 8 bits (LLM.int8).")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        "nf4", description="The 16 values of 4 bits: normal-float, or floating point."
+    )
+    bnb_4bit_use_double_quant: bool = Field(True, description="Quantize the scales of 4 bits too.")
     bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Arithmetic of the 4-bit product; null takes model.dtype."
     )
@@ -65,27 +71,6 @@ class QuantizationSection(Section):
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
 
-class TaskSection(Section):
-    """What is predicted, and how a prediction is scored."""
-
-    name: Literal["token_classification", "sequence_classification", "pair_classification", "regression", "causal_lm"]
-    labels: tuple[str, ...] | None = Field(
-        None, description="The label set in order; null infers it from training data."
-    )
-    pooling: Literal["auto", "last", "mean", "first"] = Field(
-        "auto", description="Sentence vector: auto = last real token for decoders, masked mean for encoders."
-    )
-    labelled_piece: Literal["first", "last"] = Field(
-        "first",
-        description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
-    )
-    head_dropout: float = Field(0.0, ge=0, lt=1)
-    label_words: dict[str, str] | None = Field(
-        None, description="causal_lm: label -> words scored by likelihood; null means free text targets."
-    )
-    max_new_tokens: int = Field(32, ge=1, description="causal_lm: length limit of generated text in predict.")
-
-
 class DataSection(Section):
     """Where the examples come from and how they are read."""
 
@@ -94,70 +79,87 @@ class DataSection(Section):
         description="Hub id, local folder, or `embedded:` data of `sktune fetch --list`.",
     )
     name: str | None = Field(None, description="Configuration of the hub dataset (glue: sst2).")
-    revision: str | None = None
+    revision: str | None = Field(None, description="Revision of the hub dataset (commit, tag or branch).")
     format: Literal["auto", "hub", "conll", "jsonl", "csv", "tsv", "parquet"] = Field(
         "auto", description="auto: by the file's ending for local files, hub otherwise."
+    )
+    encoding: str | None = Field(
+        None, description="Of text files, for example latin-1; null: UTF-8, or what a byte order mark says."
     )
     train: str = Field("train", description="Split name of a hub dataset, or file name inside `path`.")
     validation: str | None = Field("validation", description="Split or file; null: no validation.")
     test: str | None = Field(None, description="Split or file; null: no test.")
-    text_column: str = "text"
-    text_pair_column: str | None = None
-    label_column: str = "label"
-    words_column: str = Field("tokens", description="token_classification on hub/jsonl/parquet data: list of words.")
-    tags_column: str = Field("tags", description="token_classification on hub/jsonl/parquet data: list of tags.")
+    text_column: str = Field("text", description="Column of the text, or of a pair's first text.")
+    text_pair_column: str | None = Field(None, description="Column of a pair's second text; null: single texts.")
+    label_column: str = Field("label", description="Column of the label, or of the number of a regression.")
+    words_column: str = Field("tokens", description="Of tagged words on hub/jsonl/parquet data: list of words.")
+    tags_column: str = Field("tags", description="Of tagged words on hub/jsonl/parquet data: list of tags.")
     conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
     conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
-    target_column: str | None = Field(None, description="causal_lm: column of the target text.")
+    target_column: str | None = Field(None, description="Column of the text that a language model is to write.")
     text_template: str = Field(
         "{text}",
         description="How a single text is read, for example `Review: {text} Sentiment:`; what follows it is never cut.",
     )
     pair_template: str = Field("{text}\n{text_pair}", description="How a decoder reads a pair.")
     max_length: int = Field(128, ge=2, description="Input tokens kept, special tokens counted, the prompt text not.")
-    padding_side: Literal["right", "left"] = "right"
-    group_by_length: bool = True
-    max_train_samples: int | None = Field(None, ge=1)
-    max_validation_samples: int | None = Field(None, ge=1)
-    max_test_samples: int | None = Field(None, ge=1)
+    padding_side: Literal["right", "left"] = Field(
+        "right", description="Side on which the rows of a batch are filled up; results are the same."
+    )
+    group_by_length: bool = Field(True, description="Put rows of similar length into a batch, to pad less.")
+    max_train_samples: int | None = Field(
+        None, ge=1, description="Read the first so many examples of the training split; null: all."
+    )
+    max_validation_samples: int | None = Field(
+        None, ge=1, description="Read the first so many examples of the validation split; null: all."
+    )
+    max_test_samples: int | None = Field(
+        None, ge=1, description="Read the first so many examples of the test split; null: all."
+    )
 
 
 class TrainingSection(Section):
     """The loop: batches, rates, schedule, evaluation, checkpoints."""
 
-    per_device_train_batch_size: int = Field(8, ge=1)
-    per_device_eval_batch_size: int = Field(16, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    num_train_epochs: float = Field(3.0, gt=0)
+    per_device_train_batch_size: int = Field(8, ge=1, description="Examples of a rank's training batch.")
+    per_device_eval_batch_size: int = Field(16, ge=1, description="Examples of a rank's evaluation batch.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches of a rank in one optimizer step.")
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training data; may be a fraction.")
     max_steps: int | None = Field(
         None, ge=0, description="Optimizer steps; overrides num_train_epochs. 0 scores what the run would start from."
     )
     learning_rate: float = Field(3e-3, gt=0, description="Of the adapter. Prefix and prompt methods want 1e-3 to 3e-2.")
     head_learning_rate: float | None = Field(None, gt=0, description="Of the head; null takes learning_rate.")
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of the gradients.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's mean of their squares.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Added to AdamW's denominator.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm; null: never.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="The learning rate after the warm-up: falling to 0 (linear, cosine), or constant."
+    )
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Part of the steps in which the rate rises from 0.")
     warmup_steps: int | None = Field(None, ge=0, description="Overrides warmup_ratio.")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute each block in backward: less memory for activations, about a third more time."
+    )
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every N steps; null: at each epoch's end.")
     save_steps: int | None = Field(
         None, ge=1, description="Checkpoint every N steps; null: at each evaluation, or each epoch."
     )
     save_total_limit: int = Field(2, ge=1, description="Checkpoints kept besides the best one.")
-    logging_steps: int = Field(10, ge=1)
+    logging_steps: int = Field(10, ge=1, description="Log loss, rate and throughput every N steps.")
     metric_for_best_model: str | None = Field(None, description="null: the task's main metric.")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Evaluations without improvement before stopping."
     )
-    early_stopping_threshold: float = Field(0.0, ge=0)
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="By how much the metric must improve to count for early_stopping_patience."
+    )
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."
     )
-    seed: int = 42
+    seed: int = Field(42, description="Of the initial weights, the order of the data and dropout.")
 
 
 class DistributedSection(Section):
@@ -178,11 +180,11 @@ class DistributedSection(Section):
 class TrackingSection(Section):
     """MLflow."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Track the run in MLflow.")
     tracking_uri: str = Field("sqlite:///mlflow.db", description="Any MLflow tracking URI.")
-    experiment_name: str = "sktune"
+    experiment_name: str = Field("sktune", description="The MLflow experiment that the run belongs to.")
     run_name: str | None = Field(None, description="null: method-model-bits-seed.")
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run, besides sktune's own.")
 
 
 class OutputSection(Section):

@@ -37,8 +37,9 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
-from sktune.model.tuned_model import build_head
-from sktune.sections import ModelSection, TaskSection
+from sktune.sections import ModelSection
+from sktune.tasks.causal_lm.config import CausalLMConfig
+from sktune.tasks.task import build_task
 
 METHODS = ("sk_prefix", "sk_prompt")
 SHAPE: dict[str, Any] = {
@@ -243,12 +244,12 @@ def test_layers_that_share_one_attention_are_refused_by_sk_prefix() -> None:
 def test_an_encoder_is_no_causal_language_model(family: str) -> None:
     backbone = tiny_backbone(family, language_model=True)
     with pytest.raises(ValueError, match=rf"task\.name: causal_lm needs a causal language model; {family}"):
-        build_head(TaskSection(name="causal_lm"), backbone, 0)
+        build_task(CausalLMConfig()).head(backbone, 0)
 
 
 def test_a_decoder_loaded_without_its_head_is_no_language_model() -> None:
     with pytest.raises(ValueError, match=r"task\.name: causal_lm needs a causal language model; llama"):
-        build_head(TaskSection(name="causal_lm"), tiny_backbone("llama"), 0)
+        build_task(CausalLMConfig()).head(tiny_backbone("llama"), 0)
 
 
 OTHER_ENCODERS = {

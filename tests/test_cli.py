@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import pytest
 from training_fixtures import ROOT, TASKS, Sections, Start, Workshop, scores_of, summary_of, tracked
 
 from sktune.cli import main
+from sktune.cli.commands import COMMANDS
+from sktune.methods import METHODS
+from sktune.recipe import load_recipe
 
 TEXTS = ("w1 w2 w3", "w15 w25")
 PAIR = ["--text-pair", "w1 w2 w3", "--text-pair", "w40 w41"]
@@ -69,6 +73,11 @@ def _check_labels(*labels: str) -> Any:
     return check
 
 
+def _check_several(answer: dict[str, Any]) -> None:
+    assert answer["probabilities"].keys() == {"people", "places"}
+    assert answer["labels"] == [label for label, share in answer["probabilities"].items() if share >= 0.5]
+
+
 def _check_number(answer: dict[str, Any]) -> None:
     assert isinstance(answer["value"], float)
 
@@ -83,6 +92,7 @@ CHECKS = {
     "sequence": _check_labels("people", "places"),
     "pair": _check_labels("same", "other"),
     "regression": _check_number,
+    "several": _check_several,
     "words": _check_labels("people", "places"),
     "generation": _check_generated,
 }
@@ -222,12 +232,138 @@ def test_debugging_shows_the_traceback(workshop: Workshop, monkeypatch: pytest.M
         main(["train", str(workshop.write("run", {"data": {"train": "absent.conll"}}))])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     assert f"sktune {command} " in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean train?"),
+        (["finetune"], "did you mean train?"),
+        (["train"], "no recipe is given"),
+        (["train", "x.yaml", "--resum"], "did you mean --resume?"),
+        (["train", "x.yaml", "--learning_rate", "1"], "did you mean the field training.learning_rate?"),
+        (["train", "x.yaml", "--lora-alpha=1"], "did you mean the field method.alpha?"),
+        (["train", "x.yaml", "--training.seed"], "--training.seed needs a value"),
+        (["train", "x.yaml", "--training.seed", "--resume"], "--training.seed needs a value"),
+        (["train", "x.yaml", "--quiet", "--verbose"], "contradict"),
+        (["evaluate", "runs/x", "--splits", "test"], "did you mean --split?"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+FORMS: list[list[str]] = [
+    ["train", "RECIPE", "training.max_steps=3", "training.seed=-1"],
+    ["train", "--recipe", "RECIPE", "training.max_steps=3", "training.seed=-1"],
+    ["train", "--local_rank=0", "--recipe=RECIPE", "--training.max_steps=3", "--training.seed", "-1"],
+    ["--local_rank=0", "train", "training.max_steps=3", "RECIPE", "--training.seed=-1"],
+    ["train", "--training.max_steps", "3", "RECIPE", "--local-rank", "1", "training.seed=-1"],
+    ["train", "RECIPE", "--", "training.max_steps=3", "training.seed=-1"],
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_recipe_and_overrides_are_understood_in_every_form(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    recipe = str(workshop.write("a=b"))
+    received: list[Any] = []
+    monkeypatch.setattr("sktune.cli.train.run_train", lambda *given: received.append(given))
+    assert main([argument.replace("RECIPE", recipe) for argument in form]) == 0
+    assert received == [(recipe, ["training.max_steps=3", "training.seed=-1"])]
+
+
+def test_a_quiet_run_logs_no_progress_and_prints_its_results(workshop: Workshop, start: Start) -> None:
+    running = start([sys.executable, "-m", "sktune", "train", str(workshop.write("run")), "--quiet"])
+    assert running.wait(120) == 0
+    lines = running.output().splitlines()
+    assert any(line.startswith("adapter: ") for line in lines)
+    assert not any("threads:" in line for line in lines)
+
+
+def test_shell_completion_knows_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        environment = {**os.environ, "_SKTUNE_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        environment["COMP_CWORD"] = str(len(words.split()) - 1)
+        command = [sys.executable, "-m", "sktune"]
+        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return [line.partition(",")[2] for line in found.stdout.splitlines()]
+
+    assert completed("sktune ev") == ["evaluate"]
+    assert completed("sktune train --res") == ["--resume"]
+
+
+# -- what there is, and what a run would do ---------------------------------------------------------------------
+
+
+def test_lists_name_everything_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [line.split()[0] for line in succeed(capsys, "list", "methods").splitlines()] == list(METHODS)
+    assert "token_classification" in succeed(capsys, "list", "tasks")
+    assert "quickstart_miniature.yaml" in succeed(capsys, "list", "recipes")
+    rank = next(line for line in succeed(capsys, "list", "fields", "method.lora").splitlines() if ".rank" in line)
+    assert rank == "method.lora.rank  [a whole number, >= 1; 8]  Of the updates."
+    assert "did you mean method.lora?" in refused(capsys, "list", "fields", "method.lor")
+    assert "belong to" in refused(capsys, "list", "tasks", "training")
+
+
+def test_the_reference_of_fields_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+    written = (ROOT / "docs" / "fields.md").read_text(encoding="utf-8")
+    made = succeed(capsys, "list", "fields", "--format", "markdown")
+    assert made == written, "run: sktune list fields --format markdown > docs/fields.md"
+
+
+def test_a_dry_run_reads_data_and_writes_nothing(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("run", TASKS["sequence"], {"data": {"max_length": 6}})
+    with mock.patch("sktune.backbone.loading.load_backbone", side_effect=AssertionError("weights were loaded")):
+        printed = succeed(capsys, "train", recipe, "--dry-run", "training.max_steps=4")
+    assert "labels (2): people, places" in printed
+    assert re.search(r"train: people \d+, places \d+|train: places \d+, people \d+", printed)
+    assert re.search(r"train: \d+ of 22 inputs truncated to 6 tokens", printed)
+    assert "steps: 4 of " in printed
+    assert "most at any instant" in printed
+    assert not workshop.output("run").exists()
+    assert "--resume does nothing" in refused(capsys, "train", recipe, "--dry-run", "--resume")
+
+
+def test_validate_opens_the_files_where_asked(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = workshop.write("run", TASKS["sequence"])
+    assert re.search(r"validation: \d+ to \d+ tokens", succeed(capsys, "validate", recipe, "--data"))
+    broken = workshop.write("broken", {"data": {"train": "absent.conll"}})
+    succeed(capsys, "validate", broken)
+    assert "absent.conll" in refused(capsys, "validate", broken, "--data")
+
+
+# -- sktune init ------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_recipe_that_validates_and_reads_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{number},a film of {number} minutes,{('bad', 'good')[number % 2]}" for number in range(8)]
+    Path("films.csv").write_text("\n".join(["id,review,opinion", *rows]), encoding="utf-8")
+    Path("test.csv").write_text("\n".join(["id,review,opinion", *rows[:4]]), encoding="utf-8")
+    given = ["init", "--data", "films.csv", "--model", "embedded:llama", "--output", "films.yaml"]
+    assert "--task is missing" in refused(capsys, *given)
+    assert "did you mean token_classification?" in refused(capsys, *given, "--task", "ner")
+    assert not Path("films.yaml").exists()
+    task = ["--task", "sequence_classification"]
+    assert "labels: bad 4, good 4" in succeed(capsys, *given, *task)
+    data = load_recipe("films.yaml").data
+    assert (data.text_column, data.label_column) == ("review", "opinion")
+    assert (data.train, data.validation, data.test) == ("films.csv", None, "test.csv")
+    assert "labels (2): bad, good" in succeed(capsys, "validate", "films.yaml", "--data")
+    assert "films.yaml exists" in refused(capsys, *given, *task)
+    succeed(capsys, *given, *task, "--force")
 
 
 # -- the launchers as plain scripts -----------------------------------------------------------------------------
@@ -243,11 +379,16 @@ def test_the_train_launcher_alone_refuses_without_a_traceback(workshop: Workshop
 
 
 def test_help_and_validation_do_not_load_torch(workshop: Workshop) -> None:
+    recipe = str(workshop.write("run"))
     code = (
-        "import sys; from sktune.cli import main; status = main(['validate', sys.argv[1]]); "
-        "sys.exit(status or int('torch' in sys.modules))"
+        "import sys; from sktune.cli import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'datasets', 'mlflow'} & set(sys.modules)\n"
+        "sys.exit(status or ' '.join(heavy) or None)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(workshop.write("run"))], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
+    for arguments in (["validate", recipe], ["--help"], *([command, "--help"] for command in COMMANDS)):
+        found = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, (arguments, found.stderr)

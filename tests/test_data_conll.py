@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from sktune.data import RawSplits, load_splits
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
-NER = TaskSection(name="token_classification")
+NER = TokenClassificationConfig()
 
 
 def load(folder: Path, content: str | bytes, file: str = "train.conll", **fields: object) -> RawSplits:
     raw = content if isinstance(content, bytes) else content.encode()
     (folder / file).write_bytes(raw)
-    return load_splits(DataSection(path=str(folder), validation=None, **fields), NER)
+    return load_splits(DataSection(path=str(folder), validation=None, **fields), build_task(NER))
 
 
 def tags(splits: RawSplits) -> list[list[object]]:
@@ -116,6 +118,6 @@ def test_labels_given_by_the_recipe_must_hold_all_training_tags(tmp_path: Path) 
     (tmp_path / "train.conll").write_text("a B-X\n\nb B-Y\n")
     data = DataSection(path=str(tmp_path), validation=None)
     with pytest.raises(ValueError, match=r"row 1: label 'B-Y' is not in task\.labels"):
-        load_splits(data, NER.model_copy(update={"labels": ("O", "B-X", "I-X")}))
+        load_splits(data, build_task(NER.model_copy(update={"labels": ("O", "B-X", "I-X")})))
     order = ("B-Y", "B-X", "O")
-    assert load_splits(data, NER.model_copy(update={"labels": order})).labels == order
+    assert load_splits(data, build_task(NER.model_copy(update={"labels": order}))).labels == order

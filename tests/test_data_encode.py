@@ -17,9 +17,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sktune.data import EncodedSplit, Example, encode_split, load_splits
+from sktune.data import Coder, EncodedSplit, Example, load_splits
 from sktune.embedded import resolve
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.causal_lm.config import CausalLMConfig
+from sktune.tasks.config import TaskConfig
+from sktune.tasks.pair_classification.config import PairClassificationConfig
+from sktune.tasks.regression.config import RegressionConfig
+from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog in Berlin .",
@@ -41,9 +48,9 @@ ODD = [
     "e\u0301te\u0301",
 ]
 LABELS = ("O", "B-X", "I-X")
-NER = TaskSection(name="token_classification")
+NER = TokenClassificationConfig()
 LAST = NER.model_copy(update={"labelled_piece": "last"})
-CLASSES = TaskSection(name="sequence_classification")
+CLASSES = SequenceClassificationConfig()
 PLAIN = DataSection(path="unused")
 
 
@@ -112,17 +119,17 @@ def tagged(*sentences: list[str]) -> list[Example]:
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     examples: list[Example],
-    task: TaskSection,
+    task: TaskConfig,
     labels: tuple[str, ...] | None = None,
     data: DataSection = PLAIN,
     special: bool = False,
     candidates: bool = False,
     is_encoder: bool | None = None,
 ) -> EncodedSplit:
-    return encode_split(
-        examples, task, data, tokenizer, labels,
-        add_special_tokens=special, split="train", score_candidates=candidates, is_encoder=is_encoder,
-    )  # fmt: skip
+    if is_encoder is None:
+        is_encoder = special and tokenizer.sep_token_id is not None
+    coder = Coder(tokenizer, data, special, is_encoder)
+    return build_task(task).encode(examples, coder, labels, "train", scoring=candidates)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,7 +163,7 @@ def test_pieces_of_each_word_spell_it_and_carry_its_tag(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", [NER, LAST], ids=["first", "last"])
 def test_odd_words_stay_apart_and_in_order(
-    tokenizers: dict[str, PreTrainedTokenizerBase], family: str, task: TaskSection
+    tokenizers: dict[str, PreTrainedTokenizerBase], family: str, task: TaskConfig
 ) -> None:
     tokenizer = tokenizers[family]
     sentences = [ODD, ODD[::-1], *([word] for word in ODD), *(["a", word, "b"] for word in ODD)]
@@ -233,7 +240,7 @@ def test_texts_are_cut_counted_and_never_empty(tokenizers: dict[str, PreTrainedT
         assert encoded.lengths[0] == (2 if special else 1)
         assert "train: 1 of 3 inputs truncated to 6 tokens" in encoded.report
         assert "train: 1 of 3 texts are empty" in encoded.report
-    numbers = encode(tokenizers["byte_level"], [Example(0, "x", reference=2.5)], TaskSection(name="regression"))
+    numbers = encode(tokenizers["byte_level"], [Example(0, "x", reference=2.5)], RegressionConfig())
     assert numbers.rows[0].labels == numbers.rows[0].reference == 2.5
 
 
@@ -259,14 +266,14 @@ def test_what_a_template_says_behind_the_text_is_never_cut(tokenizers: dict[str,
     assert 50 <= encoded.rows[0].length <= 60
     assert encoded.report == ["train: 1 of 2 inputs truncated to 60 tokens"]
 
-    words = TaskSection(name="causal_lm", label_words={"x": "good", "y": "really terrible"})
+    words = CausalLMConfig(label_words={"x": "good", "y": "really terrible"})
     encoded = encode(tokenizer, long, words, ("x", "y"), data, candidates=True)
     for row in encoded.rows:
         assert "\nGood or bad? {x}:" in tokenizer.decode(row.input_ids)
         assert row.length <= 60
     pair = [Example(0, "a good film " * 40, "a bad film " * 40, (), "x")]
     data = DataSection(path="unused", max_length=40, text_pair_column="h", pair_template="{text} A {text_pair} so:")
-    task = TaskSection(name="pair_classification")
+    task = PairClassificationConfig()
     row = encode(tokenizer, pair, task, ("x", "y"), data).rows[0]
     assert tokenizer.decode(row.input_ids).endswith(" so:")
     assert row.length <= 40
@@ -280,7 +287,7 @@ def test_what_a_template_says_behind_the_text_is_never_cut(tokenizers: dict[str,
 def test_encoders_read_pairs_as_segments_and_decoders_through_the_template(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
-    task = TaskSection(name="pair_classification")
+    task = PairClassificationConfig()
     data = DataSection(path="unused", text_pair_column="h", max_length=12, pair_template="Q {text} A {text_pair}")
     pair = [Example(0, "a good film " * 5, "terrible", (), "x"), Example(1, "good {film}", "great", (), "x")]
     encoder = tokenizers["word_piece"]
@@ -304,8 +311,8 @@ def test_encoders_read_pairs_as_segments_and_decoders_through_the_template(
         encode(decoder, pair, task, ("x", "y"), data.model_copy(update={"pair_template": "{premise}"}))
 
 
-def causal(words: dict[str, str] | None = None) -> TaskSection:
-    return TaskSection(name="causal_lm", label_words=words)
+def causal(words: dict[str, str] | None = None) -> TaskConfig:
+    return CausalLMConfig(label_words=words)
 
 
 @pytest.mark.parametrize("family", ["byte_level", "byte_level_trimmed", "sentence_piece"])
@@ -380,8 +387,8 @@ def test_what_cannot_be_encoded_is_said(tokenizers: dict[str, PreTrainedTokenize
     example = [Example(0, "x", reference="a")]
     with pytest.raises(ValueError, match=r"causal_lm needs an end-of-sequence token"):
         encode(tokenizers["word_piece"], example, causal())
-    with pytest.raises(ValueError, match=r"task\.label_words: scoring candidates"):
-        encode(tokenizers["byte_level"], example, causal(), candidates=True)
+    free = [encode(tokenizers["byte_level"], example, causal(), candidates=scoring).rows for scoring in (False, True)]
+    assert free[0] == free[1]  # without label words there are no candidates to score
     short = PLAIN.model_copy(update={"max_length": 2})
     with pytest.raises(ValueError, match=r"data\.max_length is 2, .* adds 2 special tokens.*at least 3"):
         encode(tokenizers["word_piece"], example, CLASSES, ("a", "b"), short, special=True)
@@ -415,7 +422,7 @@ def real_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
 def test_no_word_of_real_data_is_lost(name: str, folder: str, file: str, tmp_path: Path) -> None:
     tokenizer = real_tokenizer(name, tmp_path)
     data = DataSection(path=str(SHARED / folder), train=file, validation=None, max_length=1000)
-    splits = load_splits(data, NER)
+    splits = load_splits(data, build_task(NER))
     encoded = encode(tokenizer, splits.train, NER, splits.labels, data, special=name == "bert")
     lost = {
         word

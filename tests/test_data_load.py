@@ -10,11 +10,18 @@ import datasets
 import pytest
 
 from sktune.data import Example, RawSplits, load_splits
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.causal_lm.config import CausalLMConfig
+from sktune.tasks.config import TaskConfig
+from sktune.tasks.pair_classification.config import PairClassificationConfig
+from sktune.tasks.regression.config import RegressionConfig
+from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
-CLASSES = TaskSection(name="sequence_classification")
-NER = TaskSection(name="token_classification")
-REGRESSION = TaskSection(name="regression")
+CLASSES = SequenceClassificationConfig()
+NER = TokenClassificationConfig()
+REGRESSION = RegressionConfig()
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +38,9 @@ def labelled(*labels: Any) -> list[dict[str, Any]]:
     return [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
 
 
-def load(folder: Path, task: TaskSection = CLASSES, **fields: Any) -> RawSplits:
+def load(folder: Path, task: TaskConfig = CLASSES, **fields: Any) -> RawSplits:
     fields.setdefault("validation", None)
-    return load_splits(DataSection(path=str(folder), **fields), task)
+    return load_splits(DataSection(path=str(folder), **fields), build_task(task))
 
 
 def references(examples: list[Example] | None) -> list[Any]:
@@ -164,7 +171,7 @@ def test_regression_reads_numbers_and_refuses_the_rest(tmp_path: Path) -> None:
 
 def test_pairs_and_their_column(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"p": "a", "h": "", "label": "x"}, {"p": "b", "h": "c", "label": "y"}])
-    pairs = TaskSection(name="pair_classification")
+    pairs = PairClassificationConfig()
     splits = load(tmp_path, pairs, text_column="p", text_pair_column="h")
     assert [(e.text, e.text_pair) for e in splits.train] == [("a", ""), ("b", "c")]
     with pytest.raises(ValueError, match=r"data\.text_pair_column: pair_classification reads two texts"):
@@ -205,15 +212,15 @@ def test_integer_tags_need_names(tmp_path: Path) -> None:
 
 def test_causal_targets_and_label_words(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"text": "2+2", "answer": "four", "label": "pos"}])
-    free = load(tmp_path, TaskSection(name="causal_lm"), target_column="answer")
+    free = load(tmp_path, CausalLMConfig(), target_column="answer")
     assert (references(free.train), free.labels) == (["four"], None)
-    words = TaskSection(name="causal_lm", label_words={"pos": "great", "neg": "terrible"})
+    words = CausalLMConfig(label_words={"pos": "great", "neg": "terrible"})
     assert load(tmp_path, words).labels == ("pos", "neg")
     assert references(load(tmp_path, words).train) == ["pos"]
     with pytest.raises(ValueError, match=r"label 'pos' is not in task\.label_words \(neg\)"):
-        load(tmp_path, TaskSection(name="causal_lm", label_words={"neg": "bad"}))
+        load(tmp_path, CausalLMConfig(label_words={"neg": "bad"}))
     with pytest.raises(ValueError, match=r"data\.target_column"):
-        load(tmp_path, TaskSection(name="causal_lm"))
+        load(tmp_path, CausalLMConfig())
 
 
 def test_an_empty_text_is_an_example_and_a_null_text_is_not(tmp_path: Path) -> None:
@@ -244,11 +251,11 @@ def test_wrong_columns_are_answered_with_those_there(tmp_path: Path) -> None:
         ({"train.jsonl": ""}, {}, r"train\.jsonl holds no rows"),
         ({"train.csv": "text,label\n"}, {}, r"train\.csv holds no rows"),
         ({"train.csv": ""}, {}, r"train\.csv holds no rows"),
-        ({"train.csv": "text,label\na,b,c\n"}, {}, r"names 2 columns, the second has 3"),
+        ({"train.csv": "text,label\na,b,c\n"}, {}, r"names 2 columns, line 2 has 3 cells"),
         (
             {"train.tsv": "text\tlabel\na\tx\nb\ty\tz\n"},
             {},
-            r"train\.tsv: cannot be read as tsv.*3 fields|saw 3",
+            r"train\.tsv: the first line names 2 columns, line 3 has 3",
         ),
         ({"train.jsonl": '{"text": "a"}\n\n{"text": "b"\n'}, {}, r"train\.jsonl:3: not JSON"),
         ({"train.json": '[{"text": "a"},\n {"text": }]'}, {}, r"train\.json:2: not JSON"),
@@ -281,9 +288,9 @@ def test_paths_that_are_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         load(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"data\.path: 'csv' is a format"):
-        load_splits(DataSection(path="csv"), CLASSES)
+        load_splits(DataSection(path="csv"), build_task(CLASSES))
     with pytest.raises(ValueError, match=r"cannot read split 'train' of nobody/nothing .*data\.path"):
-        load_splits(DataSection(path="nobody/nothing", name="x"), CLASSES)
+        load_splits(DataSection(path="nobody/nothing", name="x"), build_task(CLASSES))
 
 
 def test_save_to_disk_folders_are_refused_with_a_cure(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ from sktune.embedded.catalog import CATALOG, SHIPPED, Archive, Item
 from sktune.embedded.fetch import fetch
 from sktune.embedded.rated_texts import rated, split_of, write_all
 from sktune.embedded.unpacking import unpack
-from sktune.sections import DataSection, ModelSection, TaskSection
+from sktune.sections import DataSection, ModelSection
+from sktune.tasks.regression.config import RegressionConfig
+from sktune.tasks.sequence_classification.config import SequenceClassificationConfig
+from sktune.tasks.task import build_task
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
@@ -93,7 +96,7 @@ def left_in(cache: Path) -> set[str]:
 
 
 def sktune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sktune.cli", *arguments]
+    command = [sys.executable, "-m", "sktune", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -228,7 +231,7 @@ def test_interrupted_download_leaves_nothing(
 ):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{slow_index.server_address[1]}/simple")
-    command = [sys.executable, "-m", "sktune.cli", "fetch", "smollm2"]
+    command = [sys.executable, "-m", "sktune", "fetch", "smollm2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert slow_index.sending.wait(120)  # type: ignore[attr-defined]
@@ -367,11 +370,11 @@ def test_rated_texts_become_splits_that_recipes_read(cache: Path, tmp_path: Path
     }
 
     classes = load_splits(
-        DataSection(path="embedded:film_reviews", test="test"), TaskSection(name="sequence_classification")
+        DataSection(path="embedded:film_reviews", test="test"), build_task(SequenceClassificationConfig())
     )
     assert classes.labels == ("negative", "positive")
     numbers = load_splits(
-        DataSection(path="embedded:film_reviews/ratings", test="test"), TaskSection(name="regression")
+        DataSection(path="embedded:film_reviews/ratings", test="test"), build_task(RegressionConfig())
     )
     for raw, least in ((classes, 0.5), (numbers, 0.0)):
         parts = {"train": raw.train, "validation": raw.validation, "test": raw.test}

@@ -31,11 +31,14 @@ from sktune.data import Collator
 from sktune.inference import evaluate_run, predict
 from sktune.methods.full.config import FullFineTuningConfig
 from sktune.methods.method import build_method
-from sktune.model.tuned_model import TunedModel, build_head, put_weights
+from sktune.model.adapter import read_adapter
+from sktune.model.tuned_model import TunedModel, put_weights
 from sktune.recipe import load_recipe
-from sktune.sections import TaskSection
-from sktune.training.assembly import assemble, read_adapter
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 from sktune.training.checkpoint import checkpoint_path
+from sktune.training.evaluate import NOT_READ
+from sktune.training.setup import prepare
 
 WITH_HEAD = ("token", "sequence", "pair", "regression")
 WHOLE: Sections = {"training": {"per_device_train_batch_size": TRAIN, "max_steps": 1}}
@@ -208,7 +211,7 @@ def test_what_all_inputs_have_in_common_does_not_move_the_logits(workshop: Works
 def test_zero_weights_keep_the_gradient_from_the_model_for_one_step_only() -> None:
     backbone = tiny_backbone("llama")
     method = build_method(FullFineTuningConfig(), backbone, tiny_tokenizer())
-    model = TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
+    model = TunedModel(backbone, method, build_task(TokenClassificationConfig()).head(backbone, 4))
     ids, mask = batch()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids % 4, -100)}
     model.start_head(inputs)
@@ -235,12 +238,12 @@ def test_a_saved_adapter_answers_as_the_checkpoint_it_was_made_of(workshop: Work
     step = summary_of(output)["best_step"]
     kept, saved = checkpoint_weights(output, step), read_adapter(output / "adapter")[0]
     assert set(kept) == set(saved) | {"head.centre"}
-    assembly = assemble(load_recipe(output / "recipe.yaml"), ONE_RANK)
+    assembly = prepare(load_recipe(output / "recipe.yaml"), ONE_RANK)
     assert set(saved) == set(assembly.model.trainable_parameters())  # the format of adapters knows no centre
     assert assembly.raw is not None and assembly.raw.test is not None
     rows = assembly.encode(assembly.raw.test, "test").rows
-    collate = Collator(1, "right", assembly.recipe.task.name)
-    inputs = {name: value for name, value in collate(rows).items() if name != "index"}
+    collate = Collator(1, "right", assembly.task)
+    inputs = {name: value for name, value in collate(rows).items() if name not in NOT_READ}
     logits = []
     with torch.no_grad():
         for weights in (kept, saved):

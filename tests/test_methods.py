@@ -32,8 +32,10 @@ from sktune.methods.p_tuning.config import PTuningConfig
 from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
 from sktune.methods.top_layers.config import TopLayersConfig
-from sktune.model.tuned_model import TunedModel, build_head
-from sktune.sections import ModelSection, QuantizationSection, TaskSection
+from sktune.model.tuned_model import TunedModel
+from sktune.sections import ModelSection, QuantizationSection
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 LABELS = ("w1", "w2 w3")
 FAMILIES = ("llama", "mistral", "gpt2", "bert", "bloom", "falcon", "gpt_neox", "phi", "opt", "roberta", "qwen2")
@@ -64,7 +66,7 @@ SEPARATE_PROJECTIONS = ("llama", "mistral", "phi", "opt", "qwen2")
 def tuned(name: str, backbone: Backbone) -> TunedModel:
     torch.manual_seed(0)
     method = build_method(SECTIONS[name], backbone, tiny_tokenizer(backbone.family in ENCODERS), LABELS)
-    head = build_head(TaskSection(name="token_classification"), backbone, 4)
+    head = build_task(TokenClassificationConfig()).head(backbone, 4)
     assert head is not None
     perturb(head)  # at its start, zero, it passes no gradient on
     return TunedModel(backbone, method, head)
@@ -198,7 +200,7 @@ def test_dropout_under_checkpointing_is_the_same_in_the_recomputation() -> None:
         backbone = Backbone(tiny_network("llama"), gradient_checkpointing=checkpointing)
         torch.manual_seed(0)
         method = build_method(LoraConfig(rank=2, dropout=0.5), backbone, tiny_tokenizer())
-        model = TunedModel(backbone, method, build_head(TaskSection(name="token_classification"), backbone, 4))
+        model = TunedModel(backbone, method, build_task(TokenClassificationConfig()).head(backbone, 4))
         perturb(model)
         torch.manual_seed(1)
         results.append(train_once(model.train())[1])

@@ -20,7 +20,7 @@ from test_tracking import Server
 from training_fixtures import ROOT, Sections, Workshop
 
 from sktune.cli import main
-from sktune.comparison.state import CellState, load_state
+from sktune.comparison.results import CellState, load_state
 from sktune.tracking.saved_view import metric_column, tag_column
 from sktune.tracking.uri import open_client
 

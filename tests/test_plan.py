@@ -20,6 +20,7 @@ from training_fixtures import UNFROZEN, WITH_TEMPLATE
 from sktune.backbone import load_backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
+from sktune.cli.plan import parse_bytes
 from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
@@ -28,7 +29,6 @@ from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.planning import MOMENTS, Plan, activations, changes, choose_sharding, plan
 from sktune.planning.activations import Numbers, count_activations, dry_run, observe
 from sktune.planning.changes import advise, parse_axes
-from sktune.planning.command import parse_bytes
 from sktune.planning.gathered import Gathered, gathered_bytes
 from sktune.planning.skeleton import find_skeleton
 from sktune.planning.trained_bytes import Engine

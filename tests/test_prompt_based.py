@@ -52,8 +52,9 @@ from sktune.planning.skeleton import find_skeleton
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import load_recipe
 from sktune.sections import DataSection, ModelSection, QuantizationSection
-from sktune.training.assembly import Assembly, assemble
 from sktune.training.checkpoint import list_checkpoints
+from sktune.training.evaluate import NOT_READ
+from sktune.training.setup import Setup, prepare
 
 TEMPLATE = "w30 {text} w31 {answer}"
 WORDS = {"people": "w50", "places": "w51"}
@@ -78,17 +79,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def assembled(workshop: Workshop, folder: Path, *changes: Sections) -> Assembly:
+def assembled(workshop: Workshop, folder: Path, *changes: Sections) -> Setup:
     model: Sections = {"model": {"name_or_path": str(folder)}}
-    return assemble(load_recipe(workshop.write("assembled", model, *changes)), ONE_RANK)
+    return prepare(load_recipe(workshop.write("assembled", model, *changes)), ONE_RANK)
 
 
-def scored(assembly: Assembly, rows: Sequence[Any], side: str) -> tuple[torch.Tensor, float]:
+def scored(assembly: Setup, rows: Sequence[Any], side: str) -> tuple[torch.Tensor, float]:
     """(logits [rows, labels], loss) of one batch."""
     assembly.collator.padding_side = side
     batch = assembly.collator(rows)
     with torch.no_grad():
-        output = assembly.model.eval()(**{name: tensor for name, tensor in batch.items() if name != "index"})
+        output = assembly.model.eval()(**{name: tensor for name, tensor in batch.items() if name not in NOT_READ})
     return output.logits, float(output.loss)
 
 
@@ -137,9 +138,10 @@ def test_few_shot_is_the_plain_model_on_demonstrations_and_template(
     workshop: Workshop, folders: dict[str, Path], family: str
 ) -> None:
     assembly = assembled(workshop, folders[family], *method("in_context", demonstrations=2))
-    assert assembly.raw is not None and assembly.template is not None and assembly.template.demonstrations is not None
+    assert assembly.raw is not None
+    encoder = assembly.task.encoder  # type: ignore[attr-defined]
     examples = (assembly.raw.validation or [])[:5]
-    shown = assembly.template.demonstrations.of(examples)
+    shown = encoder.demonstrations.of(examples)
     texts = [
         " ".join(f"w30 {one.text} w31 {WORDS[str(one.reference)]}" for one in before) + f" w30 {example.text} w31"
         for example, before in zip(examples, shown, strict=True)
@@ -195,12 +197,12 @@ def test_prompt_based_starts_as_in_context(workshop: Workshop, folders: dict[str
     assert trained["trainable_parameters"] == trained["all_parameters"]
 
 
-def _first_batch(assembly: Assembly) -> list[Any]:
-    from sktune.training.loop import plan_steps
+def _first_batch(assembly: Setup) -> list[Any]:
+    from sktune.training.steps import Steps
 
     assert assembly.raw is not None
-    encoded = assembly.encode(assembly.raw.train, "train")
-    return [encoded.rows[number] for number in plan_steps(assembly, encoded.lengths, 1)[0].epoch(0)[0]]
+    rows = assembly.encode(assembly.raw.train, "train").rows
+    return [rows[number] for number in Steps(assembly, rows, ONE_RANK).row_numbers(0)]
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -215,7 +217,7 @@ def test_checkpointing_and_padding_change_no_gradient(
         rows = _first_batch(assembly)
         for side in ("right", "left"):
             assembly.collator.padding_side = side  # type: ignore[assignment]
-            batch = {name: tensor for name, tensor in assembly.collator(rows).items() if name != "index"}
+            batch = {name: tensor for name, tensor in assembly.collator(rows).items() if name not in NOT_READ}
             assembly.model.zero_grad()
             assembly.model.train()(**batch).loss.backward()
             parameters = assembly.model.trainable_parameters()

@@ -18,12 +18,12 @@ from sktune.recipe import (
     flatten,
     load_recipe,
     load_recipe_document,
-    metrics_of,
     parse_recipe,
     validate_files,
 )
-from sktune.recipe.keys import KNOWN_ELSEWHERE, field_info
+from sktune.recipe.keys import KNOWN_ELSEWHERE, SECTIONS, field_info, variants
 from sktune.recipe.rules import RULES
+from sktune.tasks import TASKS
 
 PLAIN: dict[str, Any] = {
     "model": {"name_or_path": "embedded:llama"},
@@ -451,66 +451,6 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "method.name",
         changed(WORDS, {"method": {"name": "lora"}}),
     ),
-    "causal_lm_has_one_kind_of_target": (
-        changed(WORDS, ANSWERS),
-        "task.label_words",
-        changed(ANSWERS),
-    ),
-    "targets_in_words_need_causal_lm": (
-        changed({"data": {"target_column": "answer"}}),
-        "data.target_column",
-        changed({"data": {"target_column": None}}),
-    ),
-    "label_words_tell_labels_apart": (
-        changed(WORDS, {"task": {"label_words": {"a": "x", "b": " x"}}}),
-        "task.label_words",
-        changed(WORDS, {"task": {"label_words": {"a": "x", "b": "y"}}}),
-    ),
-    "labels_agree_with_label_words": (
-        changed(WORDS, {"task": {"labels": ["negative", "neutral"]}}),
-        "task.labels",
-        changed(WORDS, {"task": {"labels": ["positive", "negative"]}}),
-    ),
-    "labels_are_two_or_more": (
-        changed({"task": {"labels": ["O", "O"]}}),
-        "task.labels",
-        changed({"task": {"labels": ["O", "B-PER"]}}),
-    ),
-    "labels_need_classes": (
-        changed({"task": {"name": "regression", "labels": ["a", "b"]}, "data": {"path": "some/set"}}),
-        "task.labels",
-        changed(SENTENCES, {"task": {"labels": ["a", "b"]}}),
-    ),
-    "pooling_needs_a_sentence_task": (
-        changed({"task": {"pooling": "mean"}}),
-        "task.pooling",
-        changed(SENTENCES, {"task": {"pooling": "mean"}}),
-    ),
-    "labelled_piece_needs_token_classification": (
-        changed(SENTENCES, {"task": {"labelled_piece": "last"}}),
-        "task.labelled_piece",
-        changed({"task": {"labelled_piece": "last"}}),
-    ),
-    "head_dropout_needs_a_head": (
-        changed(WORDS, {"task": {"head_dropout": 0.1}}),
-        "task.head_dropout",
-        changed({"task": {"head_dropout": 0.1}}),
-    ),
-    "max_new_tokens_needs_generation": (
-        changed(WORDS, {"task": {"max_new_tokens": 4}}),
-        "task.max_new_tokens",
-        changed(ANSWERS, {"task": {"max_new_tokens": 4}}),
-    ),
-    "pairs_need_a_second_column": (
-        changed(PAIRS, {"data": {"text_pair_column": None}}),
-        "data.text_pair_column",
-        changed(PAIRS),
-    ),
-    "pairs_are_not_tagged": (
-        changed({"data": {"text_pair_column": "h"}}),
-        "data.text_pair_column",
-        changed(SENTENCES, {"data": {"text_pair_column": "h"}}),
-    ),
     "pair_template_needs_a_pair": (
         changed({"data": {"pair_template": "{text} {text_pair}"}}),
         "data.pair_template",
@@ -712,6 +652,59 @@ METHOD_CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     ),
 }
 
+# what is wrong with a task's own fields, or with them beside the data -> likewise
+TASK_CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "causal_lm_has_one_kind_of_target": (
+        changed(WORDS, ANSWERS),
+        "task.label_words",
+        changed(ANSWERS),
+    ),
+    "label_words_tell_labels_apart": (
+        changed(WORDS, {"task": {"label_words": {"a": "x", "b": " x"}}}),
+        "task.label_words",
+        changed(WORDS, {"task": {"label_words": {"a": "x", "b": "y"}}}),
+    ),
+    "labels_agree_with_label_words": (
+        changed(WORDS, {"task": {"labels": ["negative", "neutral"]}}),
+        "task.labels",
+        changed(WORDS, {"task": {"labels": ["positive", "negative"]}}),
+    ),
+    "labels_are_two_or_more": (
+        changed({"task": {"labels": ["O", "O"]}}),
+        "task.labels",
+        changed({"task": {"labels": ["O", "B-PER"]}}),
+    ),
+    "max_new_tokens_needs_generation": (
+        changed(WORDS, {"task": {"max_new_tokens": 4}}),
+        "task.max_new_tokens",
+        changed(ANSWERS, {"task": {"max_new_tokens": 4}}),
+    ),
+    "pairs_need_a_second_column": (
+        changed(PAIRS, {"data": {"text_pair_column": None}}),
+        "data.text_pair_column",
+        changed(PAIRS),
+    ),
+    "free_text_has_no_labels": (
+        changed(ANSWERS, {"task": {"labels": ["a", "b"]}}),
+        "task.labels",
+        changed(WORDS, {"task": {"labels": ["positive", "negative"]}}),
+    ),
+}
+
+# fields of data that another task reads -> likewise
+COLUMN_CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "targets_in_words_need_causal_lm": (
+        changed({"data": {"target_column": "answer"}}),
+        "data.target_column",
+        changed({"data": {"target_column": None}}),
+    ),
+    "pairs_are_not_tagged": (
+        changed({"data": {"text_pair_column": "h"}}),
+        "data.text_pair_column",
+        changed(SENTENCES, {"data": {"text_pair_column": "h"}}),
+    ),
+}
+
 
 def test_every_case_belongs_to_a_rule() -> None:
     assert set(CASES) == {rule.__name__ for rule in RULES}
@@ -723,10 +716,19 @@ def test_every_method_with_rules_of_its_own_has_a_case() -> None:
     assert with_rules <= broken
 
 
-@pytest.mark.parametrize("rule", [*(rule.__name__ for rule in RULES), *METHOD_CASES])
+def test_every_task_with_rules_of_its_own_has_a_case() -> None:
+    with_rules = {cls for name in TASKS for cls in TASKS.config(name).__mro__ if "problems" in vars(cls)}
+    broken = {cls for wrong, _, _ in TASK_CASES.values() for cls in TASKS.config(wrong["task"]["name"]).__mro__}
+    assert with_rules <= broken
+
+
+ALL_CASES = CASES | METHOD_CASES | TASK_CASES | COLUMN_CASES
+
+
+@pytest.mark.parametrize("rule", ALL_CASES)
 def test_rule(rule: str) -> None:
     """Each rule finds its mistake, names the field, offers a cure, and leaves the near neighbour alone."""
-    wrong, field, right = (CASES | METHOD_CASES)[rule]
+    wrong, field, right = ALL_CASES[rule]
     problems = problems_of(wrong)
     assert set(problems) == {field}
     assert "cure: " in problems[field]
@@ -753,9 +755,59 @@ def test_causal_lm_without_any_target_or_anything_to_train() -> None:
     assert "nothing would be trained" in problems_of(headless)["method.name"]
 
 
-def test_every_field_of_a_method_has_a_help_text() -> None:
-    fields = {(name, key): info for name in METHODS for key, info in METHODS.config(name).model_fields.items()}
-    assert not [place for place, info in fields.items() if place[1] != "name" and not info.description]
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"task": {"name": "regression", "labels": ["a", "b"]}, "data": {"path": "some/set"}}, "labels"),
+        ({"task": {"pooling": "mean"}}, "pooling"),
+        ({**SENTENCES, "task": {"name": "sequence_classification", "labelled_piece": "last"}}, "labelled_piece"),
+        ({**SENTENCES, "task": {"name": "sequence_classification", "label_words": {"a": "b"}}}, "label_words"),
+        ({"task": {"name": "causal_lm", "head_dropout": 0.1}, "data": ANSWERS["data"]}, "head_dropout"),
+        ({"task": {"name": "regression", "max_new_tokens": 4}, "data": {"path": "some/set"}}, "max_new_tokens"),
+    ],
+)
+def test_fields_of_another_task_are_refused_by_its_name(sections: dict[str, Any], field: str) -> None:
+    wrong = changed(sections)
+    owners = " and ".join(name for name in TASKS if field in TASKS.config(name).model_fields)
+    problems = problems_of(wrong)
+    assert set(problems) == {f"task.{field}"}
+    assert f"is a field of {owners}, not of {wrong['task']['name']}" in problems[f"task.{field}"]
+
+
+def test_a_task_that_is_not_there_and_a_field_that_no_task_has() -> None:
+    assert ", ".join(TASKS) in problems_of(changed({"task": {"name": "ner"}}))["task.name"]
+    assert "did you mean task.labels?" in problems_of(changed({"task": {"lables": ["a", "b"]}}))["task.lables"]
+
+
+WITHOUT_HELP = {("method", "name"), ("task", "name")}
+"""What these say is said by their section."""
+
+
+def test_every_field_of_every_section_has_a_help_text() -> None:
+    fields = {
+        (name, key): info
+        for name in SECTIONS
+        for cls in variants(name).values()
+        for key, info in cls.model_fields.items()
+    }
+    assert not [place for place, info in fields.items() if place not in WITHOUT_HELP and not info.description]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": {"name": "qlora"}}, "did you mean method.name: lora with quantization.load_in_4bit: true?"),
+        ({"method": {"name": "lroa"}}, "did you mean lora?"),
+        ({"task": {"name": "ner"}}, "did you mean task.name: token_classification?"),
+        ({"model": {"dtype": "bf16"}}, "did you mean bfloat16?"),
+        ({"training": {"epochs": 2}}, "did you mean training.num_train_epochs?"),
+        ({"method": {"name": "lora", "r": 2}}, "did you mean method.rank?"),
+        ({"method": {"name": "lora", "lora_alpha": 2}}, "did you mean method.alpha?"),
+        ({"model": {"bf16": True}}, "did you mean model.dtype?"),
+    ],
+)
+def test_other_names_of_values_and_fields_are_known(change: dict[str, Any], words: str) -> None:
+    assert any(words in str(problem) for problem in problems_of(changed(change)).values())
 
 
 @pytest.mark.parametrize(
@@ -816,7 +868,7 @@ def test_a_deepspeed_file_must_exist(tmp_path: Path) -> None:
     [({}, "f1"), (SENTENCES, "accuracy"), (PAIRS, "accuracy"), (WORDS, "accuracy"), (ANSWERS, "perplexity")],
 )
 def test_the_main_metric_of_a_task_comes_first(change: dict[str, Any], main: str) -> None:
-    assert metrics_of(parse_recipe(changed(change)).task)[0] == main
+    assert parse_recipe(changed(change)).task.metrics()[0] == main
 
 
 def test_rules_run_for_good_sections_beside_bad_ones() -> None:

@@ -353,3 +353,55 @@ def test_another_global_batch_is_resumed_with_a_warning(workshop: Workshop, capl
         workshop.train("parts", RESUME, {"training": {"per_device_train_batch_size": 8}})
     assert "a global batch of 8 instead of 4" in caplog.text
     assert summary_of(workshop.output("parts"))["steps"] == 8
+
+
+# -- what a checkpoint had read ------------------------------------------------------------------------------------
+
+
+def _half_way(workshop: Workshop, tmp_path: Path) -> tuple[Path, Sections]:
+    """A run of four of eight steps on a copy of the data; the folder of the copy, and what it is trained with."""
+    data = tmp_path / "copied"
+    shutil.copytree(workshop.base["data"]["path"], data)
+    changes: Sections = {**TASKS["sequence"], "data": {**TASKS["sequence"]["data"], "path": str(data)}}
+    workshop.train("run", changes, {"training": {"max_steps": 4}})
+    return data, changes
+
+
+def test_resuming_over_other_rows_is_said(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, changes = _half_way(workshop, tmp_path)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[: len(lines) - 4]))
+    with caplog.at_level(logging.WARNING):
+        workshop.train("run", changes, RESUME)
+    assert "data.train: the texts, their labels or their tokens are not those that" in caplog.text
+    assert "data.validation" not in caplog.text
+
+
+def test_resuming_over_the_same_rows_says_nothing(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, changes = _half_way(workshop, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        workshop.train("run", changes, RESUME, {"training": {"per_device_eval_batch_size": 2}})
+    assert "are not those that" not in caplog.text
+
+
+def test_resuming_with_other_labels_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    data, changes = _half_way(workshop, tmp_path)
+    for file in data.glob("*.jsonl"):
+        file.write_text(file.read_text().replace('"people"', '"persons"'))
+    with pytest.raises(
+        ValueError, match=r"training\.resume: .*step-00000004 was trained with something else: the labels"
+    ):
+        workshop.train("run", changes, RESUME)
+
+
+def test_resuming_with_another_model_of_the_same_shapes_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(workshop.base["model"]["name_or_path"], model)
+    changes: Sections = {"model": {"name_or_path": str(model)}}
+    workshop.train("run", changes, {"training": {"max_steps": 4}})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(ValueError, match=r"training\.resume: .*the model's configuration changed since"):
+        workshop.train("run", changes, RESUME)

@@ -37,7 +37,7 @@ from training_fixtures import (
 )
 
 from sktune.cli import main
-from sktune.comparison.state import load_state
+from sktune.comparison.results import load_state
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
 TRAIN = ROOT / "launchers" / "train.py"
@@ -234,7 +234,7 @@ def test_while_libraries_are_being_imported(workshop: Workshop, start: Start, co
     if command == "predict":
         workshop.train("run")
         arguments = [workshop.output("run"), "--text", "w1 w2"]
-    running = start([sys.executable, "-m", "sktune.cli", command, *map(str, arguments)])
+    running = start([sys.executable, "-m", "sktune", command, *map(str, arguments)])
     deadline = time.monotonic() + 60
     while not any("joblib" in map_.path or "libtorch" in map_.path for map_ in _maps(running.process.pid)):
         assert time.monotonic() < deadline

@@ -20,7 +20,7 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sktune.files import TRACKING_STATE_FILE
+from sktune.files import FIGURES_FOLDER, TRACKING_STATE_FILE
 from sktune.sections import TrackingSection
 from sktune.tracking import Tracker, names, start_tracking, tracker
 from sktune.tracking import replay as replay_module
@@ -422,7 +422,7 @@ def test_a_server_killed_in_the_middle_costs_nothing(
     for step in range(53, 103):
         run.log_metrics({"train/loss": 1.0 / step}, step)
     (tmp_path / "figure.txt").write_text("figure")
-    run.log_artifact(tmp_path / "figure.txt", names.FIGURES_FOLDER)
+    run.log_artifact(tmp_path / "figure.txt", FIGURES_FOLDER)
     run.finish("FINISHED")
     assert time.monotonic() - began < 10
     folder = tmp_path / "run"

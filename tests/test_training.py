@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_backbone, tiny_tuned
+from tiny_models import tiny_backbone, tiny_tokenizer, tiny_tuned
 from training_fixtures import (
     DIVERGING,
     EARLY,
@@ -32,6 +32,12 @@ from training_fixtures import (
 from sktune.distributed.optimizer import build_optimizer, rate_factor, warmup_steps
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.inference import evaluate_run
+from sktune.methods.config import MethodConfig
+from sktune.methods.full.config import FullFineTuningConfig
+from sktune.methods.ia3.config import IA3Config
+from sktune.methods.method import build_method
+from sktune.methods.top_layers.config import TopLayersConfig
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import load_recipe
 from sktune.sections import TrainingSection
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
@@ -195,6 +201,25 @@ def test_biases_are_not_decayed() -> None:
     for name, (rate, decay) in seen.items():
         assert rate == (1e-1 if name.startswith("head.") else 3e-3)
         assert decay == (0.0 if name.endswith("bias") else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "spared"),
+    [
+        ("llama", IA3Config(), "ia3"),
+        ("llama", FullFineTuningConfig(), "norm"),
+        ("bert", TopLayersConfig(layers=1), "Norm"),
+    ],
+)
+def test_what_multiplies_and_starts_at_one_is_not_decayed(network: str, config: MethodConfig, spared: str) -> None:
+    backbone = tiny_backbone(network)
+    tuned = TunedModel(backbone, build_method(config, backbone, tiny_tokenizer()), None)
+    names = {id(p): name for name, p in tuned.trainable_parameters().items()}
+    optimizer = build_optimizer(tuned.trainable_parameters(), TrainingSection(weight_decay=0.1))
+    decays = {names[id(p)]: group["weight_decay"] > 0 for group in optimizer.param_groups for p in group["params"]}
+    assert any(spared in name for name in decays)
+    for name, decayed in decays.items():
+        assert decayed == (spared not in name and not name.endswith("bias")), name
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0)])

@@ -33,9 +33,12 @@ from sktune.backbone import Backbone
 from sktune.methods.head_only.config import HeadOnlyConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prompt.config import SKPromptConfig
-from sktune.model.tuned_model import TunedModel, TunedOutput, build_head
-from sktune.sections import TaskSection
+from sktune.model.tuned_model import TunedModel, TunedOutput
+from sktune.tasks import TASKS as SECTIONS
+from sktune.tasks.causal_lm.config import CausalLMConfig
 from sktune.tasks.heads import SequenceHead, TokenClassificationHead
+from sktune.tasks.task import build_task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
 
 METHODS = ("sk_prefix", "sk_prompt")
 
@@ -112,7 +115,7 @@ def test_trainable_counts(family: str, adapter: str, bias: bool) -> None:
 def test_head_only_trains_the_head_and_reads_the_input_alone() -> None:
     backbone, plain = tiny_backbone("llama"), tiny_network("llama")
     method = build_method(HeadOnlyConfig(), backbone, tiny_tokenizer())
-    head = build_head(TaskSection(name="token_classification"), backbone, 4)
+    head = build_task(TokenClassificationConfig()).head(backbone, 4)
     tuned = TunedModel(backbone, method, head)
     assert isinstance(head, TokenClassificationHead)
     assert tuned.parameter_counts()[0] == 4 * WIDTH + 4
@@ -304,7 +307,8 @@ def test_two_half_batches_sum_to_the_whole(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_filler_rows_change_nothing(task: str, name: str, pooling: str, filler_row: str) -> None:
     language = task == "causal_lm"
-    tuned = tiny_tuned(name, tiny_backbone("llama", language_model=language), task, task_fields={"pooling": pooling})
+    fields = {"pooling": pooling} if "pooling" in SECTIONS.config(task).model_fields else {}
+    tuned = tiny_tuned(name, tiny_backbone("llama", language_model=language), task, task_fields=fields)
     ids, mask = batch(lengths=(9, 5))
     labels = labelled_batch(task, ids, mask)
     expected_output = tuned(ids, mask, labels=labels)
@@ -312,9 +316,8 @@ def test_filler_rows_change_nothing(task: str, name: str, pooling: str, filler_r
 
     kept = 1 if filler_row == "copy" else 0
     filled_ids, filled_mask = torch.cat((ids, ids[:1])), torch.cat((mask, mask[:1] * kept))
-    filler = torch.full_like(labels[:1], 5.0 if task == "regression" else -100)
-    valid = torch.tensor([True, True, False])
-    output = tuned(filled_ids, filled_mask, labels=torch.cat((labels, filler)), valid=valid)
+    filler = torch.full_like(labels[:1], torch.nan if task == "regression" else -100)
+    output = tuned(filled_ids, filled_mask, labels=torch.cat((labels, filler)))
     assert output.loss.item() == pytest.approx(expected_output.loss.item(), abs=1e-6)
     for one, other in zip(gradients(tuned, output.loss), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6 + 1e-5 * float(other.abs().max()), rtol=0)
@@ -325,8 +328,10 @@ def test_a_batch_of_fillers_alone_has_loss_zero_and_finite_gradients(task: str) 
     # A rank whose share of the data has run out still takes part in every pass.
     tuned = tuned_for(task)
     ids, mask = batch(lengths=(4, 4))
-    labels = torch.zeros(2) if task == "regression" else torch.full_like(labelled_batch(task, ids, mask), -100)
-    output = tuned(ids, mask, labels=labels, valid=torch.tensor([False, False]))
+    labels = (
+        torch.full((2,), torch.nan) if task == "regression" else torch.full_like(labelled_batch(task, ids, mask), -100)
+    )
+    output = tuned(ids, mask, labels=labels)
     assert output.loss.item() == 0
     assert all((gradient == 0).all() for gradient in gradients(tuned, output.loss))
 
@@ -351,7 +356,7 @@ def prompts_and_targets(side: str = "right") -> tuple[torch.Tensor, torch.Tensor
 def test_language_loss_is_that_of_transformers(family: str, name: str, side: str) -> None:
     kernel = kernels(family)[-1]
     backbone = tiny_backbone(family, kernel, language_model=True)
-    tuned = TunedModel(backbone, tiny_method(name, backbone), build_head(TaskSection(name="causal_lm"), backbone, 0))
+    tuned = TunedModel(backbone, tiny_method(name, backbone), build_task(CausalLMConfig()).head(backbone, 0))
     ids, mask, labels = prompts_and_targets(side)
     with torch.no_grad():
         output = tuned(ids, mask, labels=labels)
@@ -380,7 +385,7 @@ def test_language_loss_is_that_of_transformers(family: str, name: str, side: str
 def test_only_positions_before_a_target_go_through_the_language_model_head(name: str) -> None:
     backbone = tiny_backbone("llama", language_model=True)
     tuned = tiny_tuned(name, backbone, "causal_lm")
-    assert tuned.head is None
+    assert not list(tuned.head.parameters())
     ids, mask, labels = prompts_and_targets()
     positions = (labels[:, 1:] != -100).any(0).nonzero().flatten()
     with torch.no_grad():

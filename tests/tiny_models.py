@@ -15,8 +15,9 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
-from sktune.model.tuned_model import TunedModel, build_head
-from sktune.sections import TaskSection
+from sktune.model.tuned_model import TunedModel
+from sktune.tasks import TASKS
+from sktune.tasks.task import build_task
 
 TEXT = "find the names of people and places"
 OPENING, PAD, CLOSING, UNKNOWN = 0, 1, 2, 3  # RoBERTa's order: position 1 belongs to padding
@@ -160,7 +161,7 @@ def tiny_tuned(
 ) -> Any:
     """The whole module, every trainable number away from its starting value: no gradient is zero."""
     method = tiny_method(name, backbone, **fields)
-    head = build_head(TaskSection.model_validate({"name": task, **(task_fields or {})}), backbone, labels)
+    head = build_task(TASKS.read({"name": task, **(task_fields or {})})).head(backbone, labels)
     tuned = TunedModel(backbone, method, head)
     perturb(tuned)
     return tuned.eval()

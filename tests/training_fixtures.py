@@ -76,7 +76,9 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = " ".join(f"w{word}" for word in words)
             about = "people" if sum(word in PEOPLE for word in words) else "places"
             mean = sum(words) / len(words) / 30
-            texts.append({"text": text, "label": about, "score": mean, "answer": f"w{words[0]}"})
+            kinds = [kind for kind, of_kind in (("people", PEOPLE), ("places", PLACES)) if {*of_kind} & {*words}]
+            row = {"text": text, "label": about, "score": mean, "answer": f"w{words[0]}", "kinds": kinds}
+            texts.append(row)
             label, second = generator.choice([("same", text), ("other", "w40 w41")])
             pairs.append({"premise": text, "hypothesis": second, "label": label})
         _write_rows(folder / f"{split}.jsonl", texts)
@@ -110,6 +112,7 @@ TASKS: dict[str, Sections] = {
         },
     },
     "regression": {"task": {"name": "regression"}, "data": {**JSONL, "label_column": "score"}},
+    "several": {"task": {"name": "multi_label"}, "data": {**JSONL, "label_column": "kinds"}},
     "words": {
         "task": {"name": "causal_lm", "label_words": {"people": "w20 w21", "places": "w22"}},
         "data": JSONL,

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
+from sktune.errors import UserError
+
 # Families whose attention bypasses the attention interface but reads a cache exactly (tested per family).
 CACHE_FAMILIES = frozenset({"bloom", "falcon"})
 # Position comes from the attention mask alone (ALiBi), so there is nothing to shift.
@@ -20,16 +22,24 @@ def check(base: PreTrainedModel) -> bool:
     """Refuses what cannot be tuned by a text in front; returns whether the model takes position ids.
 
     Raises:
-        ValueError: naming the family and the reason.
+        UserError: naming the family and the reason.
     """
     family = base.config.model_type
     if getattr(base.config, "is_encoder_decoder", False):
-        raise ValueError(f"{family} is an encoder-decoder; sktune tunes decoders and encoders")
+        raise UserError(f"{family} is an encoder-decoder; sktune tunes decoders and encoders")
+    if base.config.get_text_config() is not base.config:
+        raise UserError(
+            f"{family} is made of several models (it reads more than text); give its text model, "
+            "for example `model.model.language_model`"
+        )
+    for attribute in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(getattr(base.config, attribute, None), int):
+            raise UserError(f"{family} does not say its {attribute} in the usual place; choose another model")
     if family in MISPLACING_FAMILIES:
-        raise ValueError(f"{family} numbers its positions in a way of its own; choose another model")
+        raise UserError(f"{family} numbers its positions in a way of its own; choose another model")
     takes_position_ids = "position_ids" in inspect.signature(type(base).forward).parameters
     if not takes_position_ids and family not in ALIBI_FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"{family} gives no control over token positions (no `position_ids` argument), "
             "so a text in front of the input would be misplaced; choose another model"
         )
@@ -49,7 +59,7 @@ def place_of_blocks(base: PreTrainedModel) -> tuple[nn.Module, str]:
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 return parent, name
     family = base.config.model_type
-    raise ValueError(f"{family}: no list of {depth} blocks found in the model; choose another model")
+    raise UserError(f"{family}: no list of {depth} blocks found in the model; choose another model")
 
 
 # The linear layers that a block's attention and its feed-forward end with.
@@ -68,13 +78,13 @@ def sublayer_outputs(block: nn.Module, family: str) -> tuple[nn.Module, nn.Modul
     """The layers that a block's attention and feed-forward end with.
 
     Raises:
-        ValueError: where none of the known names are there.
+        UserError: where none of the known names are there.
     """
     modules = dict(block.named_modules())
     for attention, feedforward in SUBLAYER_OUTPUTS:
         if attention in modules and feedforward in modules:
             return modules[attention], modules[feedforward]
-    raise ValueError(
+    raise UserError(
         f"method.name: bottleneck_adapter is not available for {family}: the ends of its attention and feed-forward "
         "are not known by name; use lora"
     )

@@ -17,6 +17,7 @@ from sktune.backbone import architecture
 from sktune.backbone.attention import LayerKeyValues, register_prefix_attention
 from sktune.backbone.prefix_cache import PrefixCache
 from sktune.backbone.weaving import NOTHING, Pass, Woven
+from sktune.errors import UserError
 
 
 class Backbone(nn.Module):
@@ -32,7 +33,7 @@ class Backbone(nn.Module):
             refused.
 
     Raises:
-        ValueError: for an architecture that cannot be tuned this way, by its name.
+        UserError: for an architecture that cannot be tuned this way, by its name.
     """
 
     def __init__(
@@ -88,6 +89,12 @@ class Backbone(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Token ids that have an embedding: 0 to this, exclusive."""
+        embeddings: Any = self.base.get_input_embeddings()
+        return int(embeddings.num_embeddings)
+
+    @property
     def dtype(self) -> torch.dtype:
         """What embeddings and hidden states are in."""
         dtype: torch.dtype = self.base.dtype
@@ -122,7 +129,7 @@ class Backbone(nn.Module):
         """Of each block, the layers that attention and feed-forward end with.
 
         Raises:
-            ValueError: for a family whose layers are not known by name.
+            UserError: for a family whose layers are not known by name.
         """
         return [architecture.sublayer_outputs(block, self.family) for block in self.blocks]
 
@@ -164,13 +171,13 @@ class Backbone(nn.Module):
         """Lets passes route attention through the prefix-aware functions; for a prefix or gated prompts.
 
         Raises:
-            ValueError: where the architecture neither uses the attention interface nor is known to read a
+            UserError: where the architecture neither uses the attention interface nor is known to read a
                 prefix from its cache.
         """
         if self.uses_cache_for_prefix:
             return
         if not getattr(self.base, "_supports_attention_backend", False):
-            raise ValueError(
+            raise UserError(
                 f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
                 "transformers' attention interface; use sk_prompt"
             )
@@ -209,10 +216,10 @@ class Backbone(nn.Module):
             Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
 
         Raises:
-            ValueError: for a prefix, where the attention may hide it.
+            UserError: for a prefix, where the attention may hide it.
         """
         if woven.prefix is not None and not self.visible_prefix:
-            raise ValueError(
+            raise UserError(
                 f"method.name: a prefix was made for a {self.family} that was loaded without visible_prefix, where the "
                 "attention may hide it from some tokens; the method's section must say visible_prefix = True"
             )
@@ -285,7 +292,7 @@ class Backbone(nn.Module):
             self.model,
             woven._replace(prefix=None) if through_cache else woven,
             implementation=self.attn_implementation if self._routes_attention else None,
-            checkpointed=self.blocks if self.gradient_checkpointing and torch.is_grad_enabled() else (),
+            checkpointed=list(self.blocks) if self.gradient_checkpointing and torch.is_grad_enabled() else [],
             random=self.draws_random_numbers,
             record=record,
         )

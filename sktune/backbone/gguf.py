@@ -24,6 +24,7 @@ from transformers import (
 from transformers.integrations import GGUF_CONFIG_MAPPING
 
 from sktune.backbone.gguf_header import Header, StoredTensor, read_header
+from sktune.errors import UserError
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
 """What is understood, by `general.architecture`: here transformers derives the whole configuration from the header
@@ -39,7 +40,7 @@ def read_gguf_config(path: Path) -> PretrainedConfig:
     """The configuration in a file's header, by transformers' own table; its own reader takes seconds for it.
 
     Raises:
-        ValueError: for a damaged file, and for a model that is not understood.
+        UserError: for a damaged file, and for a model that is not understood.
     """
     header = _understood_header(path)
     architecture = header.fields["general.architecture"]
@@ -52,7 +53,7 @@ def read_gguf_config(path: Path) -> PretrainedConfig:
     found.setdefault("vocab_size", header.fields.get("tokenizer.ggml.tokens"))
     missing = [key for key, name in table[architecture].items() if name in _NEEDED and name not in found]
     if missing or found["vocab_size"] is None:
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: {path} does not say its {', '.join(missing) or 'vocabulary'}; give the folder of "
             "safetensors it was made from"
         )
@@ -60,7 +61,7 @@ def read_gguf_config(path: Path) -> PretrainedConfig:
         return AutoConfig.for_model(architecture, **found)
     except Exception as error:  # transformers' checks of types and ranges raise several kinds
         reason = " ".join(str(error).split())
-        raise ValueError(f"model.name_or_path: {path} describes an impossible model ({reason})") from error
+        raise UserError(f"model.name_or_path: {path} describes an impossible model ({reason})") from error
 
 
 def load_gguf_tokenizer(path: Path, field: str) -> PreTrainedTokenizerBase:
@@ -71,7 +72,7 @@ def load_gguf_tokenizer(path: Path, field: str) -> PreTrainedTokenizerBase:
         field: of the recipe, for messages.
 
     Raises:
-        ValueError: for a damaged file, a model that is not understood, and a tokenizer that is missing or unknown.
+        UserError: for a damaged file, a model that is not understood, and a tokenizer that is missing or unknown.
     """
     _understood_header(path, field)
     try:
@@ -80,7 +81,7 @@ def load_gguf_tokenizer(path: Path, field: str) -> PreTrainedTokenizerBase:
             (Path(folder) / path.name).symlink_to(path.resolve())
             tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=path.name)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{field}: no tokenizer could be loaded from {path} ({error!r}); name a folder that has one in "
             "model.tokenizer"
         ) from error
@@ -92,12 +93,12 @@ def _understood_header(path: Path, field: str = "model.name_or_path") -> Header:
     """The header of a whole file with a model that can be read.
 
     Raises:
-        ValueError: for any other.
+        UserError: for any other.
     """
     try:
         header = read_header(path)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
     fields = header.fields
     architecture, kind = fields.get("general.architecture"), fields.get("general.type", "model")
     scaling = fields.get(f"{architecture}.rope.scaling.type", "none")
@@ -122,7 +123,7 @@ def _understood_header(path: Path, field: str = "model.name_or_path") -> Header:
         )
     else:
         return header
-    raise ValueError(f"{field}: {path} {why}")
+    raise UserError(f"{field}: {path} {why}")
 
 
 class GgufWeights:
@@ -133,7 +134,7 @@ class GgufWeights:
         network: the skeleton they are for.
 
     Raises:
-        ValueError: for a damaged file, and one with tensors that such a model has no place for.
+        UserError: for a damaged file, and one with tensors that such a model has no place for.
     """
 
     def __init__(self, path: Path, network: PreTrainedModel) -> None:
@@ -157,7 +158,7 @@ class GgufWeights:
                 if tensor.shape[0] % (2 * heads) == 0:  # else its shape is refused later
                     self._order[name] = _rotary_order(tensor.shape[0], heads)
         if unplaced:
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {path} holds {len(unplaced)} tensors ({min(unplaced)}, say) that transformers' "
                 f"{config.model_type} has no place for; give the folder of safetensors it was made from"
             )
@@ -178,7 +179,7 @@ class GgufWeights:
         kind = self._tensors[name].kind
         if not _can_dequantize(kind):
             known = ", ".join(other.name for other in GGMLQuantizationType if _can_dequantize(other))
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {self._path}: tensor {name} is stored as {kind.name}, which cannot be read; "
                 f"give a file of {known}"
             )

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from sktune.errors import UserError
+
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 """Of the tensors, where the file names no other."""
@@ -55,7 +57,7 @@ def read_header(path: Path) -> Header:
     """The header of a GGUF file.
 
     Raises:
-        ValueError: where the file is not one, of another byte order or version, truncated, or damaged; without the
+        UserError: where the file is not one, of another byte order or version, truncated, or damaged; without the
             recipe's field, which the caller knows.
     """
     try:
@@ -65,7 +67,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             header = _Reader(path, content).header()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ArithmeticError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise _damaged(path, f"its header is not whole: {error!r}") from error
     for name, tensor in header.tensors.items():
@@ -74,8 +76,8 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} is truncated or damaged ({what}); download or copy it again")
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is truncated or damaged ({what}); download or copy it again")
 
 
 class _Reader:
@@ -86,15 +88,15 @@ class _Reader:
 
     def header(self) -> Header:
         if self.content[:4] != b"GGUF":
-            raise ValueError(f"{self.path} is not a GGUF file: it does not begin with the letters GGUF")
+            raise UserError(f"{self.path} is not a GGUF file: it does not begin with the letters GGUF")
         version = self.scalar("I")
         if version & 0xFFFF == 0:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is a GGUF file for big-endian machines; give a little-endian one "
                 "(`gguf-convert-endian FILE little` of the package gguf rewrites it)"
             )
         if version not in VERSIONS:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is GGUF version {version}; 2 and 3 can be read: convert the model again with a current "
                 "llama.cpp"
             )

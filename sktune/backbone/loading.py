@@ -17,6 +17,7 @@ from sktune.backbone.placement import OneProcess, Placement
 from sktune.backbone.skeleton import build_skeleton, model_class, read_config
 from sktune.backbone.streaming import stream_weights
 from sktune.embedded import model_location
+from sktune.errors import UserError
 from sktune.sections import ModelSection, QuantizationSection
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,13 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (its end-of-sequence token where it has none of its own).
 
     Raises:
-        ValueError: where there is none, or it cannot tell which characters a token covers.
+        UserError: where there is none, or it cannot tell which characters a token covers.
     """
     name = model.tokenizer or model.name_or_path
     field = "model.tokenizer" if model.tokenizer else "model.name_or_path"
     tokenizer = _read_tokenizer(model, name, field)
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UserError(
             f"{field}: {name!r} has only a slow tokenizer, which cannot align words and tokens; "
             "convert it (transformers.convert_slow_tokenizer) and save its tokenizer.json"
         )
@@ -57,7 +58,7 @@ def _read_tokenizer(model: ModelSection, name: str, field: str) -> PreTrainedTok
         )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{field}: no tokenizer could be loaded from {name!r}: {first_line}") from error
+        raise UserError(f"{field}: no tokenizer could be loaded from {name!r}: {first_line}") from error
 
 
 def choose_attention(
@@ -68,7 +69,7 @@ def choose_attention(
     `model_obstacle` says why the model itself cannot use flash-attention, where it cannot.
 
     Raises:
-        ValueError: where flash-attention is requested and cannot run.
+        UserError: where flash-attention is requested and cannot run.
     """
     obstacles = []
     if device.type != "cuda":
@@ -86,7 +87,7 @@ def choose_attention(
             return "sdpa", "flash-attention 2 not used: " + "; ".join(obstacles)
         return "flash_attention_2", "installed and supported by GPU, dtype and architecture"
     if requested == "flash_attention_2" and obstacles:
-        raise ValueError(
+        raise UserError(
             "model.attn_implementation: flash_attention_2 cannot run: " + "; ".join(obstacles) + "; use auto or sdpa"
         )
     return requested, "as the recipe says"
@@ -113,7 +114,7 @@ def load_backbone(
         placement: where the weights go; None: whole, to the CPU.
 
     Raises:
-        ValueError: naming the recipe field, for whatever the user can correct.
+        UserError: naming the recipe field, for whatever the user can correct.
     """
     placement = placement or OneProcess()
     config = read_config(model)
@@ -136,7 +137,7 @@ def attention_for(
     """The attention kernel of a model on a device, and the reason for it.
 
     Raises:
-        ValueError: where the recipe asks for one that cannot run.
+        UserError: where the recipe asks for one that cannot run.
     """
     architecture = model_class(model, config, language_model)
     obstacle = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from sktune.embedded import model_location
+from sktune.errors import UserError
 
 GGUF = ".gguf"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -28,18 +29,18 @@ def find_gguf(
         field: of the recipe, for messages.
 
     Raises:
-        ValueError: for a file that is not there, another kind of file, and several GGUF files to choose from.
+        UserError: for a file that is not there, another kind of file, and several GGUF files to choose from.
     """
     place = Path(model_location(name))
     if place.is_file() and place.suffix == GGUF:
         return place
     if place.is_file():
-        raise ValueError(
+        raise UserError(
             f"{field}: {name!r} is a single {place.suffix or 'nameless'} file; give the folder that holds it together "
             "with config.json and the tokenizer, or a .gguf file"
         )
     if place.suffix == GGUF and not place.is_dir():
-        raise ValueError(f"{field}: there is no file {name!r}; give the path of a .gguf file")
+        raise UserError(f"{field}: there is no file {name!r}; give the path of a .gguf file")
     if file_name is not None:
         return _inside(name, file_name, revision)
     weights = [".safetensors", *PICKLES]
@@ -47,7 +48,7 @@ def find_gguf(
         return None
     files = sorted(place.glob(f"*{GGUF}"))
     if len(files) > 1:
-        raise ValueError(
+        raise UserError(
             f"{field}: {name!r} holds {len(files)} .gguf files; say which with model.gguf_file: {_listed(files)}"
         )
     return files[0] if files else None
@@ -56,14 +57,14 @@ def find_gguf(
 def _inside(name: str, file_name: str, revision: str | None) -> Path:
     place = Path(model_location(name))
     if place.is_dir() and not (place / file_name).is_file():
-        raise ValueError(
+        raise UserError(
             f"model.gguf_file: {name!r} holds no file {file_name!r}; its .gguf files: "
             f"{_listed(sorted(place.glob(f'*{GGUF}')))}"
         )
     try:
         return Path(str(cached_file(str(place), file_name, revision=revision)))
     except (OSError, ValueError) as error:
-        raise ValueError(not_loadable(name, error)) from error
+        raise UserError(not_loadable(name, error)) from error
 
 
 def _listed(files: list[Path]) -> str:

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from sktune.backbone.attention import LayerKeyValues
 from sktune.backbone.frozen import Backbone
+from sktune.errors import UserError
 
 
 class PromptSemantics(NamedTuple):
@@ -24,9 +25,21 @@ class PromptSemantics(NamedTuple):
     kv_heads: int
 
     def prefix(self, states: torch.Tensor) -> list[tuple[str, LayerKeyValues]]:
-        """A prefix of other keys and values [2, layers, P, kv_heads * head_dim], any float dtype, for the modules."""
-        heads = states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
-        return [(m, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1])) for i, m in enumerate(self.modules)]
+        """A prefix of other keys and values, for the modules.
+
+        Args:
+            states: [2, upper layers, P, kv_heads * head_dim], any float dtype; the layers below keep the text's own.
+        """
+        below, upper = len(self.modules) - states.shape[1], self._by_heads(states)
+        own = self._by_heads(self.states[:, :below])
+        layers = [(own, i) for i in range(below)] + [(upper, i) for i in range(states.shape[1])]
+        return [
+            (name, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
+            for name, (heads, i) in zip(self.modules, layers, strict=True)
+        ]
+
+    def _by_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
 
 
 @torch.compiler.disable
@@ -38,7 +51,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
         embeds: [1, P, d], the text's token embeddings.
 
     Raises:
-        ValueError: where the layers do not each have their own attention of one shape.
+        UserError: where the layers do not each have their own attention of one shape.
     """
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     with backbone.without_checkpointing():
@@ -56,7 +69,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
     shapes = {states.shape for _, kv in record for states in kv}
     depth = backbone.config.num_hidden_layers
     if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
-        raise ValueError(
+        raise UserError(
             f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
             f"same shape in each of its {depth} layers; use sk_prompt"
         )
@@ -81,11 +94,11 @@ def read_hidden_states(backbone: Backbone, embeds: torch.Tensor, cut_layer: int)
         [P, d].
 
     Raises:
-        ValueError: where the model has fewer blocks.
+        UserError: where the model has fewer blocks.
     """
     depth = backbone.config.num_hidden_layers
     if cut_layer > depth:
-        raise ValueError(f"method.cut_layer: {cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}")
+        raise UserError(f"method.cut_layer: {cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}")
     if cut_layer == 0:
         return embeds[0]
     kept: list[torch.Tensor] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,17 @@ from sktune.backbone.gguf import read_gguf_config
 from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
+from sktune.errors import UserError
 from sktune.sections import ModelSection, QuantizationSection
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(model: ModelSection) -> PretrainedConfig:
     """The architecture of the model that the recipe names.
 
     Raises:
-        ValueError: where there is none, or sktune cannot tune such a model, or its weights are already quantized.
+        UserError: where there is none, or sktune cannot tune such a model, or its weights are already quantized.
     """
     gguf = find_gguf(model.name_or_path, model.gguf_file, model.revision)
     if gguf is not None:
@@ -48,14 +52,17 @@ def read_config(model: ModelSection) -> PretrainedConfig:
         if getattr(config, "is_encoder_decoder", False):
             raise TypeError(f"{config.model_type} is an encoder-decoder")
     except Exception as error:
-        raise ValueError(not_loadable(model.name_or_path, error)) from error
+        raise UserError(not_loadable(model.name_or_path, error)) from error
     method = _quantized_by(config, Path(location))
     if method is not None:
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: the weights of {model.name_or_path!r} are already quantized ({method}); "
             "give the original 16- or 32-bit weights, and set quantization.load_in_4bit or load_in_8bit"
         )
-    return config
+    text: PretrainedConfig = config.get_text_config()
+    if text is not config:
+        logger.info("model.name_or_path: %s is made of several models; its text model is tuned", config.model_type)
+    return text
 
 
 _QUANTIZED_BY = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
@@ -76,7 +83,7 @@ def model_class(model: ModelSection, config: PretrainedConfig, language_model: b
     An encoder's language model is the masked one.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     auto_class = _auto_class(config, language_model)
     own: dict[str, str] = getattr(config, "auto_map", None) or {}
@@ -86,7 +93,7 @@ def model_class(model: ModelSection, config: PretrainedConfig, language_model: b
     try:
         found = auto_class._model_mapping[type(config)]
     except KeyError:
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: transformers has no {auto_class.__name__.removeprefix('Auto')} for "
             f"{config.model_type}; choose another model" + (" or another task" if language_model else "")
         ) from None
@@ -120,7 +127,7 @@ def build_skeleton(
         Parameters on the meta device, in model.dtype or packed; buffers on the CPU and computed.
 
     Raises:
-        ValueError: for an architecture or a quantization that cannot be.
+        UserError: for an architecture or a quantization that cannot be.
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
     auto_class = _auto_class(config, language_model)

@@ -17,6 +17,7 @@ from sktune.backbone.placement import Placement
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
 from sktune.backbone.weights import open_weights
+from sktune.errors import UserError
 from sktune.progress import progress
 from sktune.sections import ModelSection
 
@@ -33,20 +34,20 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
         placement: which rank reads, and where the tensors go.
 
     Raises:
-        ValueError: on all ranks, before anything is loaded: for files that are missing or truncated, and for tensors
+        UserError: on all ranks, before anything is loaded: for files that are missing or truncated, and for tensors
             that are missing, already quantized or of another shape, by name.
     """
     reader, problem = None, None
     if placement.reads:
         try:
             reader = _Reader(network, model, placement.device)
-        except ValueError as error:
+        except UserError as error:
             problem = str(error)
         except Exception as error:  # whatever it is, the other ranks must not wait
             problem = f"model.name_or_path: {model.name_or_path!r} cannot be read ({error!r}); are its files whole?"
     problem = placement.agree(problem)
     if problem is not None:
-        raise ValueError(problem)
+        raise UserError(problem)
     with progress("loading weights", reader.nbytes if reader else None, "B", shown=reader is not None) as advance:
         if reader is not None:
             reader.advance = advance

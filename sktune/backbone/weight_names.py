@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weights import WeightSource
+from sktune.errors import UserError
+
+_TEXT_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.(?=\w)")
+"""The part of a name that says 'of the text model' where a checkpoint holds several (Gemma 3, LLaVA, Mistral 3)."""
 
 
 def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str) -> dict[str, str]:
@@ -22,7 +27,7 @@ def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str)
         name: the model's, for messages.
 
     Raises:
-        ValueError: naming tensors that are missing, of another shape, quantized, or stored in an arrangement that
+        UserError: naming tensors that are missing, of another shape, quantized, or stored in an arrangement that
             cannot be read tensor by tensor.
     """
     shapes = _expected_shapes(network)
@@ -32,13 +37,14 @@ def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str)
     prefix = network.base_model_prefix
     found: dict[str, str] = {}
     for stored in checkpoint.names():
-        target, converter = rename_source_key(stored, renamings, converters, prefix, shapes)
+        plain = _TEXT_MODEL.sub("", stored)
+        target, converter = rename_source_key(plain, renamings, converters, prefix, shapes)
         if target not in shapes:
-            target, converter = rename_source_key(stored, [], [], prefix, shapes)
+            target, converter = rename_source_key(plain, [], [], prefix, shapes)
         if target not in shapes:
             continue  # of a head, say, that is not used here
         if converter is not None:
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {network.config.model_type} rearranges {stored} when it is loaded, which cannot "
                 "be done tensor by tensor; write it once with transformers: AutoModelForCausalLM.from_pretrained(...)"
                 ".save_pretrained(FOLDER, save_original_format=False), and give that folder"
@@ -46,7 +52,7 @@ def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str)
         found[target] = stored
         checkpoint.check_is_float(stored)
         if checkpoint.shape(stored) != shapes[target]:
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {checkpoint.file(stored)}: tensor {stored} has shape "
                 f"{list(checkpoint.shape(stored))}, and {network.config.model_type} with this configuration needs "
                 f"{list(shapes[target])}; the files are of another model, or damaged"
@@ -83,14 +89,14 @@ def _share_among_tied(network: PreTrainedModel, found: dict[str, str], checkpoin
             continue
         for other in stored[1:]:
             if not _same_numbers(checkpoint, stored[0], other):
-                raise ValueError(
+                raise UserError(
                     f"model.name_or_path: config.json of {name!r} ties {' and '.join(names)}, and the files hold two "
                     "different tensors; set tie_word_embeddings to false in config.json"
                 )
         found.update(dict.fromkeys(names, stored[0]))
     if missing:
         shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: {name!r} lacks {len(missing)} weights of {network.config.model_type} ({shown}), "
             "which would be random; give a folder with the whole model"
         )

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from sktune.backbone.gguf import GgufWeights
 from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.embedded import model_location
+from sktune.errors import UserError
 from sktune.sections import ModelSection
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,7 +44,7 @@ class WeightSource(Protocol):
         """Refuses a tensor that cannot be read as floats.
 
         Raises:
-            ValueError: naming the tensor and its file.
+            UserError: naming the tensor and its file.
         """
         ...
 
@@ -66,7 +67,7 @@ def open_weights(model: ModelSection, network: PreTrainedModel) -> WeightSource:
         network: the skeleton they are for.
 
     Raises:
-        ValueError: where there are none, or they are damaged or not understood.
+        UserError: where there are none, or they are damaged or not understood.
     """
     file = find_gguf(model.name_or_path, model.gguf_file, model.revision)
     return SafetensorsWeights(_find_safetensors(model)) if file is None else GgufWeights(file, network)
@@ -76,7 +77,7 @@ def _find_safetensors(model: ModelSection) -> list[Path]:
     """The files that hold the model's weights; of a hub id, downloaded into the hub's cache where they are not there.
 
     Raises:
-        ValueError: where there are none, or one of them is missing.
+        UserError: where there are none, or one of them is missing.
     """
     location = model_location(model.name_or_path)
     hub: dict[str, Any] = {"revision": model.revision}
@@ -89,10 +90,10 @@ def _find_safetensors(model: ModelSection) -> list[Path]:
             raise OSError(f"it has neither {SINGLE} nor {INDEX}")
         files = [Path(file) for file in get_checkpoint_shard_files(location, index, **hub)[0]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(not_loadable(model.name_or_path, error)) from error
+        raise UserError(not_loadable(model.name_or_path, error)) from error
     for file in files:
         if not file.is_file():
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {INDEX} of {model.name_or_path!r} names {file.name}, which is not there; "
                 "copy or download it again"
             )
@@ -103,7 +104,7 @@ class SafetensorsWeights:
     """Tensors of one or several safetensors files.
 
     Raises:
-        ValueError: for a truncated or damaged file, by its name.
+        UserError: for a truncated or damaged file, by its name.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -114,7 +115,7 @@ class SafetensorsWeights:
             try:
                 handle = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise ValueError(
+                raise UserError(
                     f"model.name_or_path: {file} is truncated or damaged ({error}); download or copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 - not a mapping
@@ -138,7 +139,7 @@ class SafetensorsWeights:
         """Refuses integers and 8-bit floats: weights that something else has quantized."""
         dtype = self._slice(name).get_dtype()
         if dtype not in FLOATS:
-            raise ValueError(
+            raise UserError(
                 f"model.name_or_path: {self.file(name)}: tensor {name} is {dtype}, not {', '.join(FLOATS)}: already "
                 "quantized? give the original weights"
             )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sktune.errors import UserError
 from sktune.files import CELLS_FOLDER
 from sktune.methods import METHODS
 from sktune.recipe import (
@@ -79,7 +80,7 @@ def plan_cells(
         chosen: labels of `compare.methods`, or names of methods; none takes `compare.methods`.
 
     Raises:
-        ValueError: for a recipe that is wrong by itself, or nothing to compare.
+        UserError: for a recipe that is wrong by itself, or nothing to compare.
     """
     base = load_recipe_document(source, overrides)
     section = base.recipe.compare
@@ -140,13 +141,13 @@ def _methods(
     known = known_labels(section.methods)
     if strangers := [label for label in chosen if label not in known]:
         near = difflib.get_close_matches(strangers[0], known, n=1)
-        raise ValueError(
+        raise UserError(
             f"--methods: {', '.join(strangers)}: no label of compare.methods and no method; allowed: "
             f"{', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
         )
     labels = list(dict.fromkeys(chosen or section.methods))
     if not labels:
-        raise ValueError(
+        raise UserError(
             f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},lora,... "
             "or list methods in the recipe's section compare"
         )
@@ -160,7 +161,7 @@ def _refuse_unread(overrides: Sequence[str], own: Mapping[str, Any], written: Ma
     for override in overrides:
         field = override.partition("=")[0].strip().removeprefix("method.")
         if override.startswith("method.") and field in fields:
-            raise ValueError(
+            raise UserError(
                 f"{override}: would do nothing, since compare.methods has {own['name']}: {{{field}: {fields[field]}}}; "
                 f"write compare.methods='{{{own['name']}: {{{field}: ...}}}}'"
             )
@@ -168,7 +169,7 @@ def _refuse_unread(overrides: Sequence[str], own: Mapping[str, Any], written: Ma
 
 def _check_selection(base: LoadedRecipe, section: CompareSection, points: int) -> None:
     if points > 1 and section.select == "validation" and base.recipe.data.validation is None:
-        raise ValueError(
+        raise UserError(
             "compare.select: the grid has several points and data.validation is null, so none can be chosen; name a "
             "validation split, or set compare.select=none to report every point"
         )

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from sktune.data import Example, RawSplits
-from sktune.sections import TaskSection
-from sktune.tasks.metrics import class_metrics, entity_metrics, regression_metrics
+from sktune.data import RawSplits
+from sktune.tasks.task import Task
 
 
-def constant_answer(raw: RawSplits, task: TaskSection) -> dict[str, Any] | None:
-    """Scores of the training split's most frequent label, of no entity at all, or of its mean.
+def constant_answer(raw: RawSplits, task: Task) -> dict[str, Any] | None:
+    """Scores of the best answer that does not look at the input, as the training split has it.
 
     Returns:
         {"name": what is answered, "validation": {metric: value}, "test": {...}}, splits that are absent left out;
-        None for free text, where no answer is more frequent than others.
+        None where a task has no such answer.
     """
-    splits = {name: rows for name, rows in (("validation", raw.validation), ("test", raw.test)) if rows}
-    if task.name == "token_classification":
-        return {"name": "all O"} | {name: _without_entities(rows) for name, rows in splits.items()}
-    if task.name == "regression":
-        train = _numbers(raw.train)
-        mean = sum(train) / len(train)
-        return {"name": f"mean ({mean:.3g})"} | {
-            name: regression_metrics(_numbers(rows), [mean] * len(rows)) for name, rows in splits.items()
-        }
-    if raw.labels is None:
+    constant = task.constant(raw.train, raw.labels)
+    if constant is None:
         return None
-    majority, _ = Counter(str(row.reference) for row in raw.train).most_common(1)[0]
-    return {"name": f"majority class ({majority})"} | {
-        name: class_metrics([str(row.reference) for row in rows], [majority] * len(rows), raw.labels[-1])
-        for name, rows in splits.items()
-    }
-
-
-def _numbers(rows: Sequence[Example]) -> list[float]:
-    return [float(row.reference) for row in rows]  # type: ignore[arg-type]
-
-
-def _without_entities(rows: Sequence[Example]) -> dict[str, float]:
-    references = [[str(tag) for tag in row.reference] for row in rows]  # type: ignore[union-attr]
-    return entity_metrics(references, [["O"] * len(tags) for tags in references])[0]
+    name, score = constant
+    splits = {"validation": raw.validation, "test": raw.test}
+    return {"name": name} | {split: score(examples) for split, examples in splits.items() if examples}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sktune.comparison.results import CellResult, Results
+from sktune.comparison.results import CellState, ComparisonState, Status
+from sktune.errors import UserError
 from sktune.tracking import names
 from sktune.tracking.uri import first_line, hide_password, open_client
 
@@ -13,21 +14,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-_STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
+_STATUS: dict[str, Status] = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
 
 
-def read_experiment(name: str, tracking_uri: str) -> Results:
+def read_experiment(name: str, tracking_uri: str) -> ComparisonState:
     """The newest comparison of an experiment.
 
     Raises:
-        ValueError: the store does not answer, or holds no such experiment or comparison.
+        UserError: the store does not answer, or holds no such experiment or comparison.
     """
     client, shown = open_client(tracking_uri), hide_password(tracking_uri)
     try:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             known = ", ".join(repr(other.name) for other in client.search_experiments())
-            raise ValueError(f"no experiment {name!r} at {shown}; there are {known or 'none'}")
+            raise UserError(f"no experiment {name!r} at {shown}; there are {known or 'none'}")
         parents = client.search_runs(
             [experiment.experiment_id],
             filter_string=f"tags.`{names.COMPARISON_TAG}` != ''",
@@ -35,17 +36,17 @@ def read_experiment(name: str, tracking_uri: str) -> Results:
             max_results=1,
         )
         if not parents:
-            raise ValueError(f"the experiment {name!r} holds no comparison; sktune compare makes one")
+            raise UserError(f"the experiment {name!r} holds no comparison; sktune compare makes one")
         return _results(client, parents[0], experiment.experiment_id)
-    except ValueError:
+    except UserError:
         raise
     except Exception as error:
-        raise ValueError(f"--tracking-uri: {shown} does not answer ({first_line(error, tracking_uri)})") from error
+        raise UserError(f"--tracking-uri: {shown} does not answer ({first_line(error, tracking_uri)})") from error
 
 
-def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:
+def _results(client: MlflowClient, parent: Run, experiment: str) -> ComparisonState:
     tags = parent.data.tags
-    metric = tags[f"{names.COMPARISON_TAG}.metric"]
+    metric = tags[names.COMPARISON_METRIC_TAG]
     mine = f"tags.`{names.PARENT_RUN_TAG}` = '{parent.info.run_id}'"
     runs: list[Run] = []
     token: str | None = None
@@ -57,22 +58,25 @@ def _results(client: MlflowClient, parent: Run, experiment: str) -> Results:
         token = page.token
         if not token:
             break
-    newest = {run.data.tags["cell"]: run for run in runs if "cell" in run.data.tags}  # one begun anew has two runs
-    return Results(
+    # A cell that was begun anew has two runs.
+    newest = {run.data.tags[names.CELL_TAG]: run for run in runs if names.CELL_TAG in run.data.tags}
+    return ComparisonState(
+        recipe="",
+        overrides=[],
         name=tags[names.COMPARISON_TAG],
-        task=tags[f"{names.COMPARISON_TAG}.task"],
+        task=tags[names.COMPARISON_TASK_TAG],
         metric=metric,
-        select=tags[f"{names.COMPARISON_TAG}.select"],
-        cells=tuple(_cell(client, run, metric) for run in newest.values()),
-        floor=json.loads(tags[f"{names.COMPARISON_TAG}.floor"]),
-        environment={"device": tags.get("device", "?"), "ranks": tags.get("ranks", "?")},
+        select=tags[names.COMPARISON_SELECT_TAG],
+        cells=[_cell(client, run, metric) for run in newest.values()],
+        floor=json.loads(tags[names.COMPARISON_FLOOR_TAG]),
+        environment={"device": tags.get(names.DEVICE_TAG, "?"), "ranks": tags.get(names.RANKS_TAG, "?")},
     )
 
 
-def _cell(client: MlflowClient, run: Run, metric: str) -> CellResult:
+def _cell(client: MlflowClient, run: Run, metric: str) -> CellState:
     tags, metrics = run.data.tags, run.data.metrics
     prefix = names.FINAL_PREFIX
-    history = client.get_metric_history(run.info.run_id, f"validation/{metric}")
+    history = client.get_metric_history(run.info.run_id, names.of_split("validation", metric))
     grid: dict[str, Any] = {}
     for tag, value in tags.items():
         if tag.startswith(names.GRID_PREFIX):
@@ -80,12 +84,12 @@ def _cell(client: MlflowClient, run: Run, metric: str) -> CellResult:
                 grid[tag.removeprefix(names.GRID_PREFIX)] = json.loads(value)
             except ValueError:
                 grid[tag.removeprefix(names.GRID_PREFIX)] = value
-    return CellResult(
-        name=tags["cell"],
-        label=tags["label"],
-        method=tags["method"],
+    return CellState(
+        name=tags[names.CELL_TAG],
+        label=tags[names.LABEL_TAG],
+        method=tags[names.METHOD_TAG],
         grid=grid,
-        seed=int(tags["seed"]),
+        seed=int(tags[names.SEED_TAG]),
         status=_STATUS.get(run.info.status, "failed"),
         error=tags.get(names.ERROR_TAG),
         summary={key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)},

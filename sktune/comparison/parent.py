@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sktune.comparison.cells import Cell
 from sktune.comparison.report import Report
-from sktune.comparison.state import ComparisonState
+from sktune.comparison.results import ComparisonState
 from sktune.distributed.ranks import Ranks
 from sktune.files import CELLS_FOLDER, REPORT_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe import LoadedRecipe
@@ -19,14 +19,14 @@ from sktune.tracking.record import LOCAL_PREFIX, RUNNING, Record
 from sktune.tracking.saved_view import metric_column, save_view, tag_column, view_address
 from sktune.tracking.uri import first_line, hide_password, open_client
 from sktune.training.checkpoint import latest_checkpoint
-from sktune.training.reporting import run_tags
+from sktune.training.tracked import run_tags
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-_OF_ONE_METHOD = ("method", "seed")
+_OF_ONE_METHOD = (names.METHOD_TAG, names.SEED_TAG)
 
 
 def start_parent(
@@ -35,7 +35,7 @@ def start_parent(
     """(tracker of the comparison's run, tags that nest a cell's run below it).
 
     Raises:
-        ValueError: where tracking cannot be used; on the main rank only.
+        UserError: where tracking cannot be used; on the main rank only.
     """
     recipe = base.recipe
     earlier = Record.load(folder).run_id if (folder / TRACKING_STATE_FILE).exists() else None
@@ -58,18 +58,18 @@ def parent_tags(state: ComparisonState) -> dict[str, str]:
     """What `sktune report EXPERIMENT` reads of the comparison."""
     return {
         names.COMPARISON_TAG: state.name,
-        f"{names.COMPARISON_TAG}.task": state.task,
-        f"{names.COMPARISON_TAG}.metric": state.metric,
-        f"{names.COMPARISON_TAG}.select": state.select,
-        f"{names.COMPARISON_TAG}.floor": json.dumps(state.floor),
-        "methods": ", ".join(dict.fromkeys(cell.label for cell in state.cells)),
+        names.COMPARISON_TASK_TAG: state.task,
+        names.COMPARISON_METRIC_TAG: state.metric,
+        names.COMPARISON_SELECT_TAG: state.select,
+        names.COMPARISON_FLOOR_TAG: json.dumps(state.floor),
+        names.METHODS_TAG: ", ".join(dict.fromkeys(cell.label for cell in state.cells)),
     }
 
 
 def cell_tags(cell: Cell) -> dict[str, str]:
     """What tells the cells of a comparison apart in the runs table."""
     grid = {f"{names.GRID_PREFIX}{field}": _text(value) for field, value in cell.grid.items()}
-    return {"label": cell.label, "cell": cell.name, **grid}
+    return {names.LABEL_TAG: cell.label, names.CELL_TAG: cell.name, **grid}
 
 
 def end_abandoned_run(base: LoadedRecipe, place: Path) -> None:
@@ -98,7 +98,8 @@ def log_report(base: LoadedRecipe, report: Report, files: list[Path], tracker: T
         tracker.log_artifact(file, REPORT_FOLDER)
     best = report.entries[0] if report.entries else None
     if best is not None and best.score is not None:
-        tracker.set_tags({"best": best.label, f"best {report.split}/{report.metric}": f"{best.score.mean:.4f}"})
+        score = names.of_split(report.split, report.metric)
+        tracker.set_tags({names.BEST_TAG: best.label, f"{names.BEST_TAG} {score}": f"{best.score.mean:.4f}"})
     records = []
     for name, step in report.steps_by_cell.items():
         record = Record.load(folder / CELLS_FOLDER / name)
@@ -122,19 +123,19 @@ def log_report(base: LoadedRecipe, report: Report, files: list[Path], tracker: T
 
 def _save_view(client: MlflowClient, uri: str, report: Report, run_id: str) -> str | None:
     experiment, key = client.get_run(run_id).info.experiment_id, f"comparison-{run_id[:12]}"
-    score = metric_column(f"{names.COMPARE_PREFIX}{report.split}_{report.metric}")
+    score = metric_column(names.compared_score(report.split, report.metric))
     grid = sorted({field for entry in report.entries for field in entry.grid})
     widths = {
         "Run Name": 260,
-        tag_column("method"): 130,
+        tag_column(names.METHOD_TAG): 130,
         **{tag_column(names.GRID_PREFIX + field): 170 for field in grid},
-        tag_column("model"): 140,
-        tag_column("quantization"): 100,
-        tag_column("ranks"): 65,
+        tag_column(names.MODEL_TAG): 140,
+        tag_column(names.QUANTIZATION_TAG): 100,
+        tag_column(names.RANKS_TAG): 65,
         score: 170,
-        metric_column(f"{names.COMPARE_PREFIX}tokens_per_second"): 200,
-        metric_column(f"{names.COMPARE_PREFIX}peak_memory_mb"): 190,
-        metric_column(f"{names.COMPARE_PREFIX}trainable_parameters"): 200,
+        metric_column(names.COMPARE_TOKENS_PER_SECOND): 200,
+        metric_column(names.COMPARE_PEAK_MEMORY_MB): 190,
+        metric_column(names.COMPARE_TRAINABLE_PARAMETERS): 200,
         tag_column(names.STEPS_TO_TARGET_TAG): 130,
     }
     save_view(

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sktune.comparison.results import CellResult, Curve, Results
+from sktune.comparison.results import CellState, ComparisonState, Curve
 from sktune.tasks.metrics import SMALLER_IS_BETTER, is_better
+from sktune.tracking import names
 
 TARGET_SHARE = 0.95
 """Of the best method's validation score: the target whose steps are counted."""
@@ -85,7 +86,7 @@ class Report:
         return asdict(self)
 
 
-def build_report(results: Results) -> Report:
+def build_report(results: ComparisonState) -> Report:
     """The report of whatever has finished.
 
     With `select: validation` a method is shown at the grid point with the best mean validation score over its
@@ -96,7 +97,7 @@ def build_report(results: Results) -> Report:
     if results.select == "validation":
         groups = {label: [_chosen(points, metric)] for label, points in groups.items()}
     shown = [cells for points in groups.values() for cells in points]
-    split = "test" if any(f"test/{metric}" in cell.summary for cell in results.cells) else "validation"
+    split = "test" if any(names.of_split("test", metric) in cell.summary for cell in results.cells) else "validation"
     target = _target(shown, metric)
     entries = [_entry(cells, metric, split, target) for cells in shown]
     entries.sort(key=lambda entry: _rank(entry, metric))
@@ -135,20 +136,20 @@ def first_step(curve: Curve, target: float | None, metric: str) -> int | None:
     return next((step for step, value in curve if value == target or is_better(metric, value, target)), None)
 
 
-def _groups(cells: Sequence[CellResult]) -> dict[str, list[list[CellResult]]]:
+def _groups(cells: Sequence[CellState]) -> dict[str, list[list[CellState]]]:
     """Label -> its grid points, each the cells of its seeds; in the order of the comparison."""
-    groups: dict[str, dict[str, list[CellResult]]] = {}
+    groups: dict[str, dict[str, list[CellState]]] = {}
     for cell in cells:
         point = json.dumps(dict(cell.grid), sort_keys=True)
         groups.setdefault(cell.label, {}).setdefault(point, []).append(cell)
     return {label: list(points.values()) for label, points in groups.items()}
 
 
-def _chosen(points: list[list[CellResult]], metric: str) -> list[CellResult]:
+def _chosen(points: list[list[CellState]], metric: str) -> list[CellState]:
     most = max(sum(cell.finished for cell in cells) for cells in points)
     best, best_value = points[0], None
     for cells in points:
-        value = _over_seeds(cells, f"validation/{metric}")
+        value = _over_seeds(cells, names.of_split("validation", metric))
         if sum(cell.finished for cell in cells) < most:
             continue
         if best_value is None:
@@ -158,15 +159,15 @@ def _chosen(points: list[list[CellResult]], metric: str) -> list[CellResult]:
     return best
 
 
-def _over_seeds(cells: Sequence[CellResult], key: str) -> Spread | None:
+def _over_seeds(cells: Sequence[CellState], key: str) -> Spread | None:
     return spread(cell.summary[key] for cell in cells if cell.finished and cell.summary.get(key) is not None)
 
 
-def _target(shown: Sequence[Sequence[CellResult]], metric: str) -> float | None:
+def _target(shown: Sequence[Sequence[CellState]], metric: str) -> float | None:
     """TARGET_SHARE of the best mean validation score; for losses, as much above the lowest."""
     best = None
     for cells in shown:
-        value = _over_seeds(cells, f"validation/{metric}")
+        value = _over_seeds(cells, names.of_split("validation", metric))
         if value is not None and is_better(metric, value.mean, best):
             best = value.mean
     if best is None:
@@ -175,33 +176,34 @@ def _target(shown: Sequence[Sequence[CellResult]], metric: str) -> float | None:
     return best + slack if metric in SMALLER_IS_BETTER else best - slack
 
 
-def _entry(cells: Sequence[CellResult], metric: str, split: str, target: float | None) -> Entry:
+def _entry(cells: Sequence[CellState], metric: str, split: str, target: float | None) -> Entry:
     finished = [cell for cell in cells if cell.finished]
     steps = [first_step(cell.curve, target, metric) for cell in finished]
     reached = [step for step in steps if step is not None]
-    keys = {key for cell in finished for key in cell.summary if key.startswith(f"{split}/")}
-    scores = {key.removeprefix(f"{split}/"): _over_seeds(cells, key) for key in sorted(keys)}
+    prefix = names.of_split(split)
+    keys = {key for cell in finished for key in cell.summary if key.startswith(prefix)}
+    scores = {key.removeprefix(prefix): _over_seeds(cells, key) for key in sorted(keys)}
     return Entry(
         label=cells[0].label,
         method=cells[0].method,
         grid=dict(cells[0].grid),
         planned=len(cells),
         finished=len(finished),
-        score=_over_seeds(cells, f"{split}/{metric}"),
-        validation=_over_seeds(cells, f"validation/{metric}"),
+        score=_over_seeds(cells, names.of_split(split, metric)),
+        validation=_over_seeds(cells, names.of_split("validation", metric)),
         scores={name: value for name, value in scores.items() if value is not None},
-        trainable_parameters=_whole(_highest(finished, "trainable_parameters")),
+        trainable_parameters=_whole(_highest(finished, names.TRAINABLE_PARAMETERS)),
         steps_to_target=statistics.fmean(reached) if reached and len(reached) == len(steps) else None,
         reached=len(reached),
-        tokens_per_second=_over_seeds(cells, "speed/real_tokens_per_second"),
-        peak_bytes=_highest(finished, "memory/peak_bytes"),
-        adapter_bytes=_highest(finished, "adapter_bytes"),
-        seconds=_over_seeds(cells, "wall_seconds"),
+        tokens_per_second=_over_seeds(cells, names.TOKENS_PER_SECOND),
+        peak_bytes=_highest(finished, names.PEAK_BYTES),
+        adapter_bytes=_highest(finished, names.ADAPTER_BYTES),
+        seconds=_over_seeds(cells, names.WALL_SECONDS),
         curve=_mean_curve([cell.curve for cell in finished]),
     )
 
 
-def _highest(cells: Sequence[CellResult], key: str) -> float | None:
+def _highest(cells: Sequence[CellState], key: str) -> float | None:
     return max((float(cell.summary[key]) for cell in cells if cell.summary.get(key) is not None), default=None)
 
 

@@ -21,11 +21,11 @@ from sktune.comparison.cells import Cell
 from sktune.comparison.floor import constant_answer
 from sktune.comparison.parent import cell_tags, end_abandoned_run, log_report, start_parent
 from sktune.comparison.report import Report, build_report
-from sktune.comparison.results import read_results
-from sktune.comparison.state import ComparisonState, load_state
+from sktune.comparison.results import ComparisonState, load_state, read_results
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
@@ -34,12 +34,13 @@ from sktune.files import (
     SUMMARY_FILE,
     write_whole,
 )
-from sktune.recipe import LoadedRecipe, metrics_of
-from sktune.tracking import Tracker
+from sktune.recipe import LoadedRecipe
+from sktune.tasks.task import build_task
+from sktune.tracking import Tracker, names
 from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
 from sktune.training.run import train
-from sktune.training.stopping import deferred, requested
+from sktune.training.tracked import ended
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def compare(
         The report, on the main rank.
 
     Raises:
-        ValueError: for what makes the whole comparison impossible.
+        UserError: for what makes the whole comparison impossible.
     """
     with kept_folder(folder, ranks):
         state = ranks.broadcast(ranks.on_main(lambda: _open(cells, base, overrides, folder, ranks)))
@@ -70,7 +71,7 @@ def _compare(
 ) -> Report | None:
     start = partial(start_parent, base, state, folder, ranks)
     tracker, tags = ranks.on_main(start) or start()
-    try:
+    with ended(tracker):
         failed = {cell.name for cell in state.cells if cell.status == "failed"}
         for number, cell in enumerate(sorted(cells, key=lambda cell: cell.name in failed), 1):
             finished = ranks.broadcast(state.cell(cell.name).status == "finished")
@@ -79,7 +80,7 @@ def _compare(
                 if ranks.is_main:
                     end_abandoned_run(base, folder / state.cell(cell.name).folder)
                 _run(cell, {**tags, **cell_tags(cell)}, state, folder, ranks)
-                tracker.set_tags({"cells": _progress(state)})
+                tracker.set_tags({names.CELLS_TAG: _progress(state)})
         report = _report(base, folder, tracker) if ranks.is_main else None
         if report is not None and report.failed:
             tracker.finish("FAILED", f"{len(report.failed)} cells failed: {', '.join(report.failed)}")
@@ -87,11 +88,6 @@ def _compare(
             tracker.finish("FINISHED")
         ranks.barrier()
         return report
-    except BaseException as error:
-        with deferred(late=False):
-            killed = bool(requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
-            tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
-        raise
 
 
 def _open(
@@ -102,23 +98,22 @@ def _open(
     if (folder / COMPARISON_FILE).exists():
         state = load_state(folder)
     elif (folder / RECIPE_FILE).exists():
-        raise ValueError(
-            f"output.dir: {folder} holds a single run; choose another folder for the comparison (--output)"
-        )
+        raise UserError(f"output.dir: {folder} holds a single run; choose another folder for the comparison (--output)")
     else:
         state = ComparisonState(
             name=folder.resolve().name,
             recipe=str(base.source),
             overrides=[hide_password(override) for override in overrides],
             task=recipe.task.name,
-            metric=recipe.training.metric_for_best_model or metrics_of(recipe.task)[0],
+            metric=recipe.training.metric_for_best_model or recipe.task.metrics()[0],
             select=recipe.compare.select,
         )
     for cell in state.add(list(cells), {"ranks": ranks.world_size, "device": ranks.device.type}):
         shutil.rmtree(folder / cell.folder, ignore_errors=True)
     if state.floor is None:
         # Also finds the data's mistakes before the first cell.
-        state.floor = constant_answer(load_splits(recipe.data, recipe.task), recipe.task)
+        task = build_task(recipe.task)
+        state.floor = constant_answer(load_splits(recipe.data, task), task)
     state.select = recipe.compare.select
     state.environment = _environment(ranks)
     state.save(folder)
@@ -135,7 +130,7 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
     try:
         summary = train(cell.loaded, ranks, tags)
     except Exception as error:
-        same_on_all_ranks = isinstance(error, ValueError | FloatingPointError)
+        same_on_all_ranks = isinstance(error, UserError | FloatingPointError)
         if ranks.is_main:
             write_whole(place / ERROR_FILE, traceback.format_exc())
             message = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from sktune.comparison.pictures import draw
 from sktune.comparison.report import TARGET_SHARE, Entry, Report, Spread
-from sktune.files import write_whole
+from sktune.files import REPORT_CSV, REPORT_JSON, REPORT_MARKDOWN, write_whole
+from sktune.tracking import names
 
-FORMATS = ("table", "md", "csv", "json")
 _NONE = "-"
 
 
@@ -95,12 +95,11 @@ def as_csv(report: Report) -> str:
     """One line an entry with plain numbers, every metric of the split among them; empty where there is none."""
     lines = [_flat(entry, report.split) for entry in report.entries]
     if report.floor is not None:
-        lines.append(
-            {"label": report.floor_name, "method": "constant", f"{report.split}/{report.metric}": report.floor}
-        )
+        score = {names.of_split(report.split, report.metric): report.floor}
+        lines.append({"label": report.floor_name, "method": "constant", **score})
     out = io.StringIO()
-    names = dict.fromkeys(name for line in lines for name in line)
-    writer = csv.DictWriter(out, list(names), restval="", lineterminator="\n")
+    fields = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(out, list(fields), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()
@@ -115,7 +114,7 @@ def _flat(entry: Entry, split: str) -> dict[str, Any]:
         "seeds_planned": entry.planned,
     }
     best = {"validation_of_best_step": entry.validation}
-    for name, value in ({f"{split}/{name}": value for name, value in entry.scores.items()} | best).items():
+    for name, value in ({names.of_split(split, name): value for name, value in entry.scores.items()} | best).items():
         line |= {name: value.mean if value else None, f"{name}_std": value.deviation if value else None}
     return line | {
         "trainable_parameters": entry.trainable_parameters,
@@ -139,7 +138,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     pictures = draw(report, folder)
     markdown = as_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
     files = []
-    for name, text in (("report.md", markdown), ("report.csv", as_csv(report)), ("report.json", as_json(report))):
+    for name, text in ((REPORT_MARKDOWN, markdown), (REPORT_CSV, as_csv(report)), (REPORT_JSON, as_json(report))):
         write_whole(folder / name, text)
         files.append(folder / name)
     return files + pictures

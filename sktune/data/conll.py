@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sktune.data.tags import is_entity_tag
+from sktune.data.text_files import read_lines
+from sktune.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Sentence:
     tags: tuple[str, ...]
 
 
-def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[Sentence]:
+def read_conll(path: Path, word_column: int = 0, tag_column: int = -1, encoding: str | None = None) -> list[Sentence]:
     """Read the sentences of a CoNLL file.
 
     The first line that is neither blank, a `-DOCSTART-` line nor begins with `#` decides for the whole
@@ -27,16 +28,16 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[S
     number it is the word `#`.
 
     Args:
-        path: a UTF-8 file; a byte order mark is dropped.
+        path: the file.
         word_column: index of the column that holds the word; negative counts from the end.
         tag_column: index of the column that holds the tag; negative counts from the end.
+        encoding: as `data.encoding`.
 
     Raises:
-        ValueError: naming file and line, for bytes that are not UTF-8, a line with another number of
-            columns, a
-            column that is not there, or a tag of no known scheme.
+        UserError: naming file and line, for bytes that are not of the encoding, a line with another number of
+            columns, a column that is not there, or a tag of no known scheme.
     """
-    lines = read_lines(path)
+    lines = read_lines(path, encoding)
     tabs, count = _layout(lines)
     _check_columns(path, count, word_column, tag_column)
     sentences: list[Sentence] = []
@@ -57,13 +58,13 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[S
         if len(columns) != count:
             if line.startswith("# ") or line == "#":
                 continue
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: {len(columns)} columns where the file's first line has {count} "
                 f"({'tab' if tabs else 'space'}-separated): {line!r}. Give every line the same columns."
             )
         tag = columns[tag_column].strip()
         if not is_entity_tag(tag):
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...). "
                 f"data.conll_tag_column ({tag_column}) must name the tag's column; a header line must go."
             )
@@ -71,21 +72,6 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1) -> list[S
         tags.append(tag)
     end_sentence()
     return sentences
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without line ends (only newlines end a line) and byte order mark."""
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert the file, for example: "
-            f"iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-    # not str.splitlines: it also cuts at U+2028, U+0085 and the like, which do occur inside words
-    return re.split(r"\r\n|\r|\n", text)
 
 
 def _columns(line: str, tabs: bool) -> list[str]:
@@ -105,9 +91,9 @@ def _check_columns(path: Path, count: int, word_column: int, tag_column: int) ->
         return  # an empty file: its reader says so
     for field, column in (("conll_word_column", word_column), ("conll_tag_column", tag_column)):
         if not -count <= column < count:
-            raise ValueError(f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1}).")
+            raise UserError(f"{path}: data.{field} is {column}, but the file has {count} columns (0 to {count - 1}).")
     if word_column % count == tag_column % count:
-        raise ValueError(
+        raise UserError(
             f"{path}: word and tag would both come from column {word_column % count} of {count}. Set "
             "data.conll_word_column and data.conll_tag_column; a CoNLL file has at least two columns."
         )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-ABSENT = -100  # the label id that losses and metrics leave out
+ABSENT = -100  # the label id that losses and metrics leave out; of labels that are numbers, NaN
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One example as read, before tokenization.
 
-    `reference` is the truth in the words of the data: a label name, IOB2 tags (one per word), a number, or
-    the target text. `row` counts from 0 in the file or hub split, rows that were dropped included.
+    `reference` is the truth in the words of the data: a label name, several of them (IOB2 tags: one per word), a
+    number, or the target text. `row` counts from 0 in the file or hub split, rows that were dropped included.
     """
 
     row: int
@@ -29,10 +29,24 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A whole split: its labelled examples, the data set's own label names, and where it came from.
+
+    `report` is what a user should know of how it was read.
+    """
+
+    examples: list[Example]
+    unlabelled: int
+    class_names: tuple[str, ...] | None
+    where: str
+    report: list[str]
+
+
+@dataclass(frozen=True)
 class RawSplits:
     """The splits of a run: lists of examples, or None where the recipe asks for none.
 
-    `labels` is the label set in order (None for regression and free text), `report` what a user should know.
+    `labels` is the label set in order (None for numbers and free text), `report` what a user should know.
     """
 
     train: list[Example]
@@ -50,9 +64,9 @@ class Row:
         index: number of the row in its split.
         input_ids: token ids, at least one.
         token_type_ids: segment ids, for encoders that have them.
-        labels: a label id (-100 for a label outside the label set), a number, or one label per token
-            (-100 where there is none).
-        reference: a label name, a list of IOB2 tags, a number, or the target text.
+        labels: a label id (-100 for a label outside the label set), a number, or several of them: one label per token
+            (-100 where there is none), or what else the task's head takes.
+        reference: a label name, a list of them, a number, or the target text.
         word_pieces: for each word the position in `input_ids` that carries its tag; -1 where there is none.
         group: number of the example in its split; the rows of one example's candidates share it.
         candidate: which label's words this row spells, where candidates are scored; else 0.
@@ -62,7 +76,7 @@ class Row:
     index: int
     input_ids: list[int]
     token_type_ids: list[int] | None
-    labels: int | float | list[int]
+    labels: int | float | list[int] | list[float]
     reference: str | float | list[str]
     word_pieces: list[int] = field(default_factory=list)
     group: int = 0
@@ -73,6 +87,12 @@ class Row:
     def length(self) -> int:
         """Number of tokens."""
         return len(self.input_ids)
+
+    @property
+    def labelled(self) -> int:
+        """How many of its labels enter the loss: integers but -100, numbers but NaN; the same rule as the heads'."""
+        labels = self.labels if isinstance(self.labels, list) else [self.labels]
+        return sum(label == label if isinstance(label, float) else label != ABSENT for label in labels)
 
 
 @dataclass(frozen=True)

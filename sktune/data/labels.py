@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sktune.data.cells import as_text
 from sktune.data.examples import Example
-from sktune.data.tags import iob2_labels
+from sktune.errors import UserError
 
 
 def as_integer(value: Any) -> int | None:
@@ -38,18 +39,21 @@ def named(value: Any, class_names: Sequence[str] | None, given: Sequence[str] | 
     name.
 
     Raises:
-        ValueError: for an integer outside the names, beginning with `where`.
+        UserError: for an integer outside the names, beginning with `where`.
     """
     number = as_integer(value)
     names = class_names
     if names is None and given is not None and value not in given:
         names = given if all(as_integer(name) is None for name in given) else None
     if number is None or (names is None and isinstance(value, str)):
-        return str(value)
+        text = as_text(value, where, what="one label is needed")
+        if text is None:
+            raise UserError(f"{where}: a label is null beside others that are not; give it a name, or drop it.")
+        return text
     if names is None:
         return str(number)
     if not 0 <= number < len(names):
-        raise ValueError(f"{where}: label {number} is outside the {len(names)} names {', '.join(names)}.")
+        raise UserError(f"{where}: label {number} is outside the {len(names)} names {', '.join(names)}.")
     return names[number]
 
 
@@ -71,10 +75,10 @@ def label_names(
 
 
 def numbers(values: Sequence[Any], where: str) -> list[float | None]:
-    """The numbers of a regression column, None where missing (see `label_names`).
+    """The numbers of a column, None where missing (see `label_names`).
 
     Raises:
-        ValueError: naming the row of a value that is no finite number.
+        UserError: naming the row of a value that is no finite number.
     """
     hidden = all_hidden(values)
     result: list[float | None] = []
@@ -87,7 +91,7 @@ def numbers(values: Sequence[Any], where: str) -> list[float | None]:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{where}, row {row}: regression needs a finite number, not {value!r}.")
+            raise UserError(f"{where}, row {row}: a finite number is needed, not {value!r}.")
         result.append(number)
     return result
 
@@ -100,24 +104,31 @@ def all_hidden(values: Sequence[Any]) -> bool:
 def infer_labels(train: Sequence[Example], class_names: Sequence[str] | None) -> tuple[str, ...]:
     """The label set of a training split.
 
-    IOB2 tags: O first, then B-X and I-X of each type. Else the ClassLabel's names in their order, or the
-    names that occur: integers by value, all others sorted as text.
+    The ClassLabel's names in their order, or the names that occur: integers by value, all others sorted as text.
 
     Raises:
-        ValueError: where fewer than two labels occur.
+        UserError: where fewer than two labels occur.
     """
-    occurring = _label_counts(train)
-    if any(example.words for example in train):
-        labels = iob2_labels(occurring)
-    elif class_names is not None:
+    occurring = label_counts(train)
+    if class_names is not None:
         labels = tuple(class_names)
     elif all(as_integer(name) is not None for name in occurring):
         labels = tuple(sorted(occurring, key=int))
     else:
         labels = tuple(sorted(occurring))
+    return two_or_more(labels)
+
+
+def two_or_more(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a training split, which must be several.
+
+    Raises:
+        UserError: for fewer than two.
+    """
     if len(labels) < 2:
-        raise ValueError(
-            f"the training split holds the label {labels[0]!r} only, so there is nothing to learn. "
+        found = f"the label {labels[0]!r} only" if labels else "no label"
+        raise UserError(
+            f"the training split holds {found}, so there is nothing to learn. "
             "Check the label or tag column, or set task.labels."
         )
     return labels
@@ -129,7 +140,7 @@ def check_training_labels(train: Sequence[Example], labels: Sequence[str], field
     for example in train:
         unknown = [name for name in _names(example) if name not in known]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{where}, row {example.row}: label {unknown[0]!r} is not in {field} ({', '.join(labels)}). "
                 f"Add it there, or correct the data."
             )
@@ -137,7 +148,7 @@ def check_training_labels(train: Sequence[Example], labels: Sequence[str], field
 
 def unseen_labels(examples: Sequence[Example], labels: Sequence[str], split: str) -> list[str]:
     """One report line on labels of an evaluation split that training does not know."""
-    unseen = {name: n for name, n in _label_counts(examples).items() if name not in set(labels)}
+    unseen = {name: n for name, n in label_counts(examples).items() if name not in set(labels)}
     if not unseen:
         return []
     listed = ", ".join(f"{name} ({n})" for name, n in sorted(unseen.items()))
@@ -148,7 +159,7 @@ def absent_labels(train: Sequence[Example], labels: Sequence[str]) -> list[str]:
     """One report line on labels without any training example (I- tags of one-word entities are no
     surprise).
     """
-    occurring = _label_counts(train)
+    occurring = label_counts(train)
     absent = [name for name in labels if name not in occurring and not name.startswith("I-")]
     return [f"train: no example of {', '.join(absent)}"] if absent else []
 
@@ -157,5 +168,6 @@ def _names(example: Example) -> Iterable[str]:
     return example.reference if isinstance(example.reference, tuple) else (str(example.reference),)
 
 
-def _label_counts(examples: Iterable[Example]) -> Counter[str]:
+def label_counts(examples: Iterable[Example]) -> Counter[str]:
+    """How often each label occurs."""
     return Counter(name for example in examples for name in _names(example))

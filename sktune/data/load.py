@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from sktune.data.examples import Example, RawSplits
+from sktune.data.examples import Example, RawSplits, Reading
 from sktune.data.files import local_folder
-from sktune.data.labels import absent_labels, check_training_labels, infer_labels, unseen_labels
-from sktune.data.reading import Reading, given_labels, read_split
-from sktune.sections import DataSection, TaskSection
+from sktune.data.labels import absent_labels, unseen_labels
+from sktune.data.reading import Reader, read_split
+from sktune.errors import UserError
+from sktune.sections import DataSection
 
 
-def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
+def load_splits(data: DataSection, task: Reader) -> RawSplits:
     """Read the splits that the recipe names.
 
     Sources are hub datasets, and local files in CoNLL columns, JSON lines, CSV, TSV or parquet; never a
@@ -17,8 +18,12 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
     label is dropped as a whole. The label set comes from the whole training split (or from the recipe);
     only then `data.max_*_samples` takes the first so many examples of each split, in the order of the file.
 
+    Args:
+        data: the recipe's section.
+        task: reads the examples and says what the label set is.
+
     Raises:
-        ValueError: with one clear message on what is wrong where, and what to do.
+        UserError: with one clear message on what is wrong where, and what to do.
     """
     folder = local_folder(data)
     report: list[str] = []
@@ -32,7 +37,7 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
             report.append(f"test: none of the {reading.unlabelled} rows has a label; the split is left out")
             return None
         if not reading.examples:
-            raise ValueError(
+            raise UserError(
                 f"data.{split}: no row of {reading.where} has a label"
                 + ("." if split == "train" else f"; set data.{split} to null or to a labelled split.")
             )
@@ -45,7 +50,7 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
     validation = read(data.validation, "validation")
     test = read(data.test, "test")
 
-    labels = _label_set(task, train)
+    labels = task.label_set(train)
     if labels is not None:
         for split, reading in (("validation", validation), ("test", test)):
             if reading is not None:
@@ -69,19 +74,3 @@ def load_splits(data: DataSection, task: TaskSection) -> RawSplits:
         labels=labels,
         report=report,
     )
-
-
-def _label_set(task: TaskSection, train: Reading) -> tuple[str, ...] | None:
-    if task.name == "regression" or (task.name == "causal_lm" and task.label_words is None):
-        return None
-    given = given_labels(task)
-    if given is None:
-        return infer_labels(train.examples, train.class_names)
-    check_training_labels(
-        train.examples, given, "task.labels" if task.labels is not None else "task.label_words", train.where
-    )
-    if task.label_words is not None:
-        without = [label for label in given if label not in task.label_words]
-        if without:
-            raise ValueError(f"task.label_words: no words for {', '.join(without)} of task.labels.")
-    return given

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.data.cutting import cut_texts, token_counts
 from sktune.data.examples import Example
+from sktune.errors import UserError
 from sktune.sections import DataSection
 
 
@@ -29,7 +30,7 @@ class PromptTemplate:
         """The example as one text.
 
         Raises:
-            ValueError: for a template that holds other fields.
+            UserError: for a template that holds other fields.
         """
         fields = {"text": example.text}
         if self.field == "data.pair_template":
@@ -38,7 +39,7 @@ class PromptTemplate:
             return self.template.format(**fields)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             allowed = " and ".join(f"{{{field}}}" for field in fields)
-            raise ValueError(
+            raise UserError(
                 f"{self.field}: {self.template!r} may hold {allowed} only ({error!r}); write other braces twice."
             ) from None
 
@@ -51,11 +52,11 @@ class PromptTemplate:
         """Refuses a template that leaves no room for a text.
 
         Raises:
-            ValueError: with the length that it needs.
+            UserError: with the length that it needs.
         """
         own = _length(tokenizer, self.fill(Example(0, "", "")), special)
         if self.has_tail and own >= max_length:
-            raise ValueError(
+            raise UserError(
                 f"data.max_length is {max_length}, but {self.field} alone has {own} tokens; set it to at least "
                 f"{own + 1}"
             )

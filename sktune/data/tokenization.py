@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from sktune.errors import UserError
 from sktune.progress import progress
 
 _CHUNK = 1000  # texts per tokenizer call: bounds the memory of offsets and of texts before they are cut
@@ -35,17 +36,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int, add_spe
     """Refuse a tokenizer without offsets, and a maximum length that special tokens fill.
 
     Raises:
-        ValueError: naming the tokenizer.
+        UserError: naming the tokenizer.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UserError(
             f"model.tokenizer: {name} ({type(tokenizer).__name__}) is a slow tokenizer and cannot say which "
             "characters a token covers. Use one with a tokenizer.json (a fast tokenizer)."
         )
     special = tokenizer.num_special_tokens_to_add(pair=pair) if add_special_tokens else 0
     if special >= max_length:
-        raise ValueError(
+        raise UserError(
             f"data.max_length is {max_length}, but the tokenizer {name} adds {special} special tokens to each"
             f" input. Set it to at least {special + 1}."
         )

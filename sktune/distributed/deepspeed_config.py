@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 from sktune.recipe import DEEPSPEED_PRESETS
 from sktune.sections import TrainingSection
 
@@ -33,60 +34,58 @@ def shipped_config_path(name: str) -> Path:
     for folder in (Path(__file__).parents[2] / "ds_configs", Path(sys.prefix) / "share" / "sktune" / "ds_configs"):
         if (folder / f"{name}.json").is_file():
             return folder / f"{name}.json"
-    raise ValueError(f"distributed.deepspeed: {name}.json was not found beside sktune; reinstall it, or give a file")
+    raise UserError(f"distributed.deepspeed: {name}.json was not found beside sktune; reinstall it, or give a file")
 
 
 def read_deepspeed_config(name: str) -> dict[str, Any]:
     """Reads a shipped configuration by name, or a user's JSON file.
 
     Raises:
-        ValueError: for a missing or malformed file, and for settings that would break or contradict the recipe.
+        UserError: for a missing or malformed file, and for settings that would break or contradict the recipe.
     """
     path = shipped_config_path(name) if name in DEEPSPEED_PRESETS else Path(name)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"distributed.deepspeed: no file {name!r}; allowed: {', '.join(DEEPSPEED_PRESETS)}, null, or a JSON file"
         ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
+        raise UserError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"distributed.deepspeed: {name} cannot be read as a JSON file: {error}") from None
+        raise UserError(f"distributed.deepspeed: {name} cannot be read as a JSON file: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"distributed.deepspeed: {name}: expected a JSON object at the top")
+        raise UserError(f"distributed.deepspeed: {name}: expected a JSON object at the top")
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
-        raise ValueError(
+        raise UserError(
             f"distributed.deepspeed: {name}: zero_optimization.stage must be 1, 2 or 3; "
             "for no ZeRO write null in the recipe"
         )
     for key, value in zero.items():
         if key.startswith("offload_") and value is not None and not isinstance(value, dict):
-            raise ValueError(
+            raise UserError(
                 f"distributed.deepspeed: {name}: zero_optimization.{key} is {value!r}; write an object, for example "
                 '{"device": "cpu"}'
             )
         if key in _AMOUNTS and value != "auto" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ValueError(
+            raise UserError(
                 f'distributed.deepspeed: {name}: zero_optimization.{key} is {value!r}; write a number, or "auto"'
             )
     if zero.get("compute_grad_norm", True) is False:
-        raise ValueError(
+        raise UserError(
             f"distributed.deepspeed: {name}: remove zero_optimization.compute_grad_norm; the norm is what stops a run "
             "whose gradient is no number"
         )
     for section in ("bf16", "fp16"):
         if isinstance(config.get(section), dict) and config[section].get("enabled") not in (False, None):
-            raise ValueError(
+            raise UserError(
                 f"distributed.deepspeed: {name}: {section}.enabled would cast the fp32 adapter (and packed weights); "
                 "remove the section: model.dtype sets the backbone's arithmetic"
             )
     for section in ("optimizer", "scheduler"):
         if section in config:
-            raise ValueError(
-                f"distributed.deepspeed: {name}: remove `{section}`; the recipe's training section sets it"
-            )
+            raise UserError(f"distributed.deepspeed: {name}: remove `{section}`; the recipe's training section sets it")
     return config
 
 
@@ -110,7 +109,7 @@ def size_deepspeed_config(
         ranks: number of processes.
 
     Raises:
-        ValueError: where the file states another batch than the recipe.
+        UserError: where the file states another batch than the recipe.
     """
     sized = json.loads(json.dumps(config))
     for key, value in {
@@ -119,7 +118,7 @@ def size_deepspeed_config(
         "gradient_clipping": training.max_grad_norm or 0.0,
     }.items():
         if sized.get(key, "auto") not in ("auto", value):
-            raise ValueError(
+            raise UserError(
                 f"distributed.deepspeed: {key} is {sized[key]} in the file and {value} in the recipe; "
                 'write "auto" in the file'
             )
@@ -127,7 +126,7 @@ def size_deepspeed_config(
     total = sized.pop("train_batch_size", "auto")
     expected = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
     if total not in ("auto", expected):
-        raise ValueError(
+        raise UserError(
             f"distributed.deepspeed: train_batch_size is {total} in the file and {expected} on {ranks} rank(s) by the "
             'recipe; write "auto" in the file'
         )
@@ -151,7 +150,7 @@ def size_deepspeed_config(
             zero[key] = size
     left = [key for key, value in [*sized.items(), *zero.items()] if value == "auto"]
     if left:
-        raise ValueError(f'distributed.deepspeed: {", ".join(left)}: "auto" is not known here; write a number')
+        raise UserError(f'distributed.deepspeed: {", ".join(left)}: "auto" is not known here; write a number')
     sized.setdefault("zero_allow_untested_optimizer", True)
     sized["steps_per_print"] = 10**9  # the loop prints its own line
     return sized

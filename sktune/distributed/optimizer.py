@@ -8,21 +8,27 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from sktune.methods.method import DECAYS
 from sktune.sections import TrainingSection
 
 
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], training: TrainingSection
 ) -> dict[tuple[float, float], list[nn.Parameter]]:
-    """Parameters by their peak rate and weight decay: adapter or head, with or without decay (biases have none)."""
+    """Parameters by their peak rate and weight decay: adapter or head, with or without decay.
+
+    Weight decay pulls to zero: it is right for matrices, and wrong for what is added to every feature (biases) or
+    multiplies it (weights of norms, the scales that `methods.method.without_decay` marks).
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}: everything that trains is fp32"
         rate = training.learning_rate
         if name.startswith("head.") and training.head_learning_rate is not None:
             rate = training.head_learning_rate
-        decay = 0.0 if name.rsplit(".", 1)[-1].endswith("bias") else training.weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the tensor itself is empty
+        decays = len(shape) > 1 and getattr(parameter, DECAYS, True) and not name.endswith("bias")
+        groups.setdefault((rate, training.weight_decay if decays else 0.0), []).append(parameter)
     return groups
 
 

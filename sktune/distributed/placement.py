@@ -10,6 +10,7 @@ from torch import nn
 
 from sktune.allocator import give_back_large_blocks_at_once
 from sktune.backbone.placement import OneProcess, Placement
+from sktune.distributed.deepspeed_internals import add_partitioned
 from sktune.distributed.ranks import Ranks
 
 
@@ -58,8 +59,7 @@ class Partitioned(Replicated):
             deepspeed.zero.Init(module=box, config_dict_or_path=self.config)
             self._first = parameter
         else:
-            # How DeepSpeed itself adds parameters to those it has; it broadcasts and partitions.
-            self._first.convert_to_zero_parameters(param_list=[parameter])
+            add_partitioned(self._first, parameter)
         return parameter
 
 

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from sktune.distributed.deepspeed_internals import forbid_compiled_collectives
+from sktune.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -36,10 +39,6 @@ class Ranks:
             dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes: a decision that all ranks take together."""
-        return self.sum([float(flag)])[0] > 0
-
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in rank order (plain Python objects of this run's own making)."""
         if self.world_size == 1:
@@ -57,17 +56,17 @@ class Ranks:
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T | None:
-        """What `action` returns on the main rank, None on the others; its ValueError is raised on every rank."""
+        """What `action` returns on the main rank, None on the others; its UserError is raised on every rank."""
         message, value = "", None
         if self.is_main:
             try:
                 value = action()
-            except ValueError as error:
+            except UserError as error:
                 if self.world_size == 1:
                     raise
                 message = str(error) or type(error).__name__
         if message := self.broadcast(message):
-            raise ValueError(message)
+            raise UserError(message)
         return value
 
     def barrier(self) -> None:
@@ -93,9 +92,7 @@ def start_ranks(timeout_seconds: int) -> Ranks:
     if launched:
         import deepspeed
 
-        # The shared-memory collectives of the CPU are compiled at first use: a minute, a compiler, and a lock
-        # file that blocks later runs when it is interrupted (design facts 7 and 20).
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        forbid_compiled_collectives()
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),

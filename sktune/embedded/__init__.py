@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sktune.embedded.catalog import CATALOG, PREFIX, Kind
+from sktune.errors import UserError
 
 _FIELDS: dict[Kind, str] = {"model": "model.name_or_path", "data": "data.path"}
 
@@ -22,17 +23,17 @@ def resolve(name: str, kind: Kind | None = None) -> Path:
         kind: what it must be; None for either.
 
     Raises:
-        ValueError: where there is no such name, or it was not fetched, or is missing from the installation.
+        UserError: where there is no such name, or it was not fetched, or is missing from the installation.
     """
     allowed = [PREFIX + key for key, item in CATALOG.items() if kind in (None, item.kind)]
     if name not in allowed:
-        raise ValueError(f"{name!r} names no embedded {kind or 'model or data'}; allowed: {', '.join(allowed)}")
+        raise UserError(f"{name!r} names no embedded {kind or 'model or data'}; allowed: {', '.join(allowed)}")
     item = CATALOG[name.removeprefix(PREFIX)]
     if not item.path.exists():
         if item.archive is None:
             cure = "rebuild it with `python -m sktune.embedded.build`"
-            raise ValueError(f"{name!r} should be in {item.path}, which does not exist; {cure}")
-        raise ValueError(f"{_FIELDS[item.kind]}: {_not_fetched([name])}")
+            raise UserError(f"{name!r} should be in {item.path}, which does not exist; {cure}")
+        raise UserError(f"{_FIELDS[item.kind]}: {_not_fetched([name])}")
     return item.path
 
 
@@ -40,7 +41,7 @@ def model_location(name: str) -> str:
     """The folder or file of an `embedded:` model; hub ids and folders as they are.
 
     Raises:
-        ValueError: see `resolve`.
+        UserError: see `resolve`.
     """
     return str(resolve(name, "model")) if is_embedded(name) else name
 
@@ -55,11 +56,11 @@ def check_fetched(*names: str | None) -> None:
     """Checks at once that all `embedded:` names among those of a recipe are on this machine.
 
     Raises:
-        ValueError: with the one command that fetches those which are not.
+        UserError: with the one command that fetches those which are not.
     """
     given = [name for name in dict.fromkeys(names) if name is not None and is_embedded(name)]
     if absent := [name for name in given if not is_fetched(name)]:
-        raise ValueError(_not_fetched(absent))
+        raise UserError(_not_fetched(absent))
 
 
 def _not_fetched(names: list[str]) -> str:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from sktune.embedded.catalog import Archive
+from sktune.errors import UserError
 
 _REPORT_SECONDS = 5.0
 _MEGABYTE = 1e6
@@ -36,7 +37,7 @@ def download(archive: Archive, folder: Path) -> Path:
         The archive's file.
 
     Raises:
-        ValueError: where it could not be had, with the reason and what to do.
+        UserError: where it could not be had, with the reason and what to do.
         KeyboardInterrupt: pip is stopped first.
     """
     requirement, target = folder / "requirements.txt", folder / "download"
@@ -62,11 +63,11 @@ def download(archive: Archive, folder: Path) -> Path:
         log = output.read().decode("utf-8", errors="replace")
     files = list(target.iterdir()) if target.is_dir() else []
     if process.returncode or len(files) != 1:
-        raise ValueError(_reason(archive, log))
+        raise UserError(_reason(archive, log))
     with files[0].open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != archive.sha256:
-        raise ValueError(_mismatch(archive, found))
+        raise UserError(_mismatch(archive, found))
     return files[0]
 
 

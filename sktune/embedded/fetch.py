@@ -14,6 +14,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from sktune.embedded.catalog import CATALOG, PREFIX, Archive, Item, cache_folder, nearest
 from sktune.embedded.download import download
 from sktune.embedded.unpacking import unpack
+from sktune.errors import UserError
 
 _MEGABYTE = 1e6
 
@@ -28,7 +29,7 @@ def fetch(names: Sequence[str], catalog: Mapping[str, Item] = CATALOG) -> None:
         catalog: the names there are.
 
     Raises:
-        ValueError: for an unknown name, before anything is fetched; where an archive cannot be had or is not what it
+        UserError: for an unknown name, before anything is fetched; where an archive cannot be had or is not what it
             should be. What was fetched before stays; nothing is left half-written.
     """
     items = {name: _item(name, catalog) for name in (name.removeprefix(PREFIX) for name in names)}
@@ -68,7 +69,7 @@ def _item(name: str, catalog: Mapping[str, Item]) -> Item:
         near = nearest(name, list(catalog))
         known = ", ".join(PREFIX + key for key, item in catalog.items() if item.archive is not None)
         hint = f" Did you mean {PREFIX}{near}?" if near else ""
-        raise ValueError(f"{PREFIX}{name}: there is nothing of this name to fetch.{hint} There are: {known}")
+        raise UserError(f"{PREFIX}{name}: there is nothing of this name to fetch.{hint} There are: {known}")
     return catalog[name]
 
 
@@ -97,7 +98,7 @@ def _bring(archive: Archive) -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cure = "free some space there" if full else "see to it that the folder can be written"
-        raise ValueError(
+        raise UserError(
             f"{archive.project}: cannot write to the cache {folder.parent}: {error.strerror or error}; {cure}, or set "
             "SKTUNE_CACHE to another folder"
         ) from error
@@ -108,7 +109,7 @@ def _check_space(archive: Archive, folder: Path) -> None:
     needed = max(3 * archive.download_bytes, archive.download_bytes + archive.unpacked_limit)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(
+        raise UserError(
             f"{archive.project}: fetching takes {needed / _MEGABYTE:,.0f} MB for a while, and the disk of the cache "
             f"{folder} has {free / _MEGABYTE:,.0f} MB free; free some, or set SKTUNE_CACHE to a folder on another disk"
         )

@@ -43,7 +43,7 @@ def write_all(folder: Path) -> None:
     `positive`), and the same in `ratings/`, where `label` is the mean rating.
 
     Raises:
-        ValueError: for an archive that holds something else.
+        UserError: for an archive that holds something else.
     """
     inside = ARCHIVE.removesuffix(".tar.gz")
     members = {f"{inside}/{file}": file for file in (*_FILES.values(), _README)}

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from sktune.errors import UserError
+
 _CHUNK = 1 << 20  # bytes
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
@@ -32,7 +34,7 @@ def unpack(archive: Path, folder: Path, members: Mapping[str, str], limit: int) 
         limit: bytes written at most, all together.
 
     Raises:
-        ValueError: for a damaged archive, a member that is missing, is a link or a device, or leads out of the folder,
+        UserError: for a damaged archive, a member that is missing, is a link or a device, or leads out of the folder,
             and where the limit is exceeded.
     """
     found = set()
@@ -45,18 +47,18 @@ def unpack(archive: Path, folder: Path, members: Mapping[str, str], limit: int) 
                     continue
                 inside = PurePosixPath(members[wanted] + member.name.removeprefix(wanted))
                 if inside.is_absolute() or ".." in inside.parts or "\\" in str(inside) or not member.is_file:
-                    raise ValueError(f"{archive.name}: {member.name!r} is not a plain file below its folder")
+                    raise UserError(f"{archive.name}: {member.name!r} is not a plain file below its folder")
                 target = folder / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.content() as content, target.open("wb") as file:
                     left -= _copy(content, file, left)
                 if left < 0:
-                    raise ValueError(f"{archive.name}: holds more than the {limit:,} bytes that were expected")
+                    raise UserError(f"{archive.name}: holds more than the {limit:,} bytes that were expected")
                 found.add(wanted)
     except _DAMAGED as error:
-        raise ValueError(f"{archive.name} is damaged or no archive: {error}") from error
+        raise UserError(f"{archive.name} is damaged or no archive: {error}") from error
     if missing := [key for key in members if key not in found]:
-        raise ValueError(f"{archive.name} does not hold {', '.join(missing)}")
+        raise UserError(f"{archive.name} does not hold {', '.join(missing)}")
 
 
 def _covers(key: str, name: str) -> bool:

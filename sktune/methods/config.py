@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from sktune.errors import Problem
-from sktune.sections import DataSection, Section, TaskSection, TrainingSection, idle
+from sktune.sections import DataSection, Section, TrainingSection, idle
+from sktune.tasks.config import TaskConfig
 
 
 class MethodConfig(Section):
@@ -55,7 +56,20 @@ class MethodConfig(Section):
         """Fields (`training.learning_rate`) without effect on it: a grid over them is not run."""
         return frozenset()
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def longest_row(self, data: DataSection, labels: int, count: Callable[[str], int]) -> tuple[int, str | None]:
+        """Tokens of the longest row with all that the method shows in it, but a prompt in front; for a plan.
+
+        Args:
+            data: the recipe's section.
+            labels: how many there are.
+            count: tokens of a text, special tokens included.
+
+        Returns:
+            (tokens, a note for the plan or None).
+        """
+        return data.max_length, None
+
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         """What is wrong between its own options, and between them and the task or the data.
 
         Either is None where it is itself wrong, and for an entry of `compare.methods`.
@@ -80,7 +94,7 @@ class FromTextConfig(MethodConfig):
     def wants_text(cls, fields: Mapping[str, Any]) -> bool:
         return fields.get("init") == "text"
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if self.init == "text" and not (self.text or "").strip():
             cure = "write one, or choose another init."
             yield Problem("method.text", "is needed to start from a text", "a text", cure)

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.backbone.vocabulary import check_tokens
+from sktune.data import Example
+from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
 from sktune.methods.parameter_state import parameter_state
+from sktune.methods.prompt_text import PromptText
+from sktune.sections import DataSection
+from sktune.tasks.task import Task
+
+DECAYS = "sktune_decays"
+"""Attribute of a parameter that is False where weight decay would be wrong (see `without_decay`)."""
+
+
+def without_decay(parameters: Iterable[nn.Parameter]) -> None:
+    """Marks parameters that multiply and start at 1: weight decay would take away what they multiply."""
+    for parameter in parameters:
+        setattr(parameter, DECAYS, False)
+
+
+class Frame(NamedTuple):
+    """What of a run a method can put around its task.
+
+    data: lengths and columns.
+    labels: the label set, empty where there is none.
+    tokenizer: the model's.
+    train: the training split, where it was read.
+    is_encoder: whether the model reads both ways; asking reads its configuration.
+    seed: of the run.
+    """
+
+    data: DataSection
+    labels: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Example]
+    is_encoder: Callable[[], bool]
+    seed: int
 
 
 class Method(nn.Module):
@@ -30,6 +64,15 @@ class Method(nn.Module):
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
+
+    @classmethod
+    def reframe(cls, config: Any, task: Task, frame: Frame) -> Task:
+        """The task as the model is to be asked it, where a method asks it in a way of its own.
+
+        Raises:
+            UserError: where the task, the data or the tokenizer do not suit.
+        """
+        return task
 
     def weave(self, backbone: Backbone) -> Woven:
         """What is added to every input of a batch; called on all ranks.
@@ -84,21 +127,31 @@ def build_method(
         labels: names of the task's labels, for methods that start from them.
 
     Raises:
-        ValueError: where the architecture, the text or the labels do not suit the method.
+        UserError: where the architecture, the text or the labels do not suit the method.
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
+    for module in method.modules():
+        if isinstance(module, PromptText) and not module.input_ids.is_meta:  # a plan has no contents
+            where = "the text that the method reads"
+            check_tokens(tokenizer, backbone.vocabulary_size, module.input_ids.tolist(), where)
     return method
+
+
+def reframed(config: MethodConfig, task: Task, frame: Frame) -> Task:
+    """The task as the method of this section puts it to the model; see `Method.reframe`."""
+    task = METHODS.implementation(config.name).reframe(config, task, frame)
+    return task
 
 
 def refuse_narrow_embeddings(method: str, backbone: Backbone) -> None:
     """Refuses models that embed tokens in another width than they compute in.
 
     Raises:
-        ValueError: naming the family and both widths.
+        UserError: naming the family and both widths.
     """
     width = backbone.base.get_input_embeddings().embedding_dim
     if width != backbone.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"method.name: {method} is not available for this {backbone.family}: it embeds tokens in {width} "
             f"features and computes in {backbone.hidden_size}; use a prefix method"
         )

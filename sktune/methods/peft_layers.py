@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 from sktune.methods.unfrozen import train_in_fp32
+from sktune.methods.upper_layers import number_of
 
 
-def inject(config: PeftConfig, backbone: Backbone, name: str) -> list[str]:
-    """Puts peft's layers around the backbone's; what they train is named and saved with the backbone's modules.
-
-    They add nothing outside a pass. Returns their names in the model.
+def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
+    """For peft's `exclude_modules`: what matches the modules of all blocks below the upper `layers`.
 
     Raises:
-        ValueError: where peft knows no target modules for the family, or finds none of those named.
+        UserError: for more layers than the model has.
+    """
+    depth = len(backbone.blocks)
+    below = depth - number_of(layers, depth)
+    if not below:
+        return None
+    blocks = next(name for name, module in backbone.model.named_modules() if module is backbone.blocks)
+    return rf"{re.escape(blocks)}\.({'|'.join(map(str, range(below)))})\..*"
+
+
+class Inserted(NamedTuple):
+    """peft's layers in a model: their names in it, and what trains, fp32."""
+
+    names: list[str]
+    parameters: list[nn.Parameter]
+
+
+def inject(config: PeftConfig, backbone: Backbone, name: str) -> Inserted:
+    """Puts peft's layers around the backbone's; what they train is named and saved with the backbone's modules.
+
+    They add nothing outside a pass.
+
+    Raises:
+        UserError: where peft knows no target modules for the family, or finds none of those named.
     """
     try:
         inject_adapter_in_model(config, backbone.model)
     except ValueError as error:
         kinds = sorted({key.rsplit(".", 1)[-1] for key in backbone.linear_names()})
-        raise ValueError(
+        raise UserError(
             f"method.target_modules: peft cannot place {name} in this {backbone.family}: "
             f"{str(error).splitlines()[0]}; name some of its linear layers: {', '.join(kinds)}"
         ) from error
@@ -30,4 +57,4 @@ def inject(config: PeftConfig, backbone: Backbone, name: str) -> list[str]:
     layers = {key: module for key, module in backbone.model.named_modules() if isinstance(module, BaseTunerLayer)}
     for module in layers.values():
         module._disable_adapters = True
-    return list(layers)
+    return Inserted(list(layers), [p for p in backbone.model.parameters() if p.requires_grad])

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
+from sktune.errors import UserError
 
 
 def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -15,14 +16,14 @@ def encode_prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[in
     if tokenizer.cls_token_id is None and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # the input goes on after the text: the sequence does not end here
     if not ids:
-        raise ValueError(f"method.text: {text!r} has no tokens; write what the task is, in words")
+        raise UserError(f"method.text: {text!r} has no tokens; write what the task is, in words")
     return ids
 
 
-def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the vocabulary but for the special tokens', in order."""
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> list[int]:
+    """Ids of the vocabulary but for the special tokens', in order; those that the model has embeddings for."""
     special = set(tokenizer.all_special_ids)
-    return [token for token in range(len(tokenizer)) if token not in special]
+    return [token for token in range(min(len(tokenizer), backbone.vocabulary_size)) if token not in special]
 
 
 class PromptText(nn.Module):

@@ -7,18 +7,17 @@ from collections.abc import Iterable
 from torch import nn
 
 from sktune.backbone import Backbone
+from sktune.methods.upper_layers import number_of
 
 
-def train_top_blocks(backbone: Backbone, layers: int) -> None:
-    """Makes the uppermost blocks trainable.
+def train_top_blocks(backbone: Backbone, layers: int | str) -> None:
+    """Makes the uppermost blocks trainable: so many, or a share of them.
 
     Raises:
-        ValueError: where the model has fewer.
+        UserError: where the model has fewer.
     """
     depth = len(backbone.blocks)
-    if layers > depth:
-        raise ValueError(f"method.layers: {layers} is more than the model's {depth}; allowed: 1 to {depth}")
-    train_in_fp32(backbone, backbone.blocks[depth - layers :].parameters())
+    train_in_fp32(backbone, backbone.blocks[depth - number_of(layers, depth) :].parameters())
 
 
 def train_in_fp32(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sktune import __version__
 from sktune.backbone import Backbone
 from sktune.backbone.architecture import slides_a_window
-from sktune.files import ADAPTER_CARD, ADAPTER_WEIGHTS, whole, write_whole
+from sktune.errors import UserError
+from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
-from sktune.model.tuned_model import TunedModel, build_head, fold_centre, put_weights
-from sktune.sections import TaskSection
+from sktune.model.adapter import write_weights
+from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
+from sktune.tasks.task import build_task
 
 
 def attach(
@@ -24,7 +26,7 @@ def attach(
     tokenizer: PreTrainedTokenizerBase,
     method: MethodConfig,
     *,
-    task: str | TaskSection | None = None,
+    task: str | TaskConfig | None = None,
     num_labels: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> TunedModel:
@@ -43,30 +45,30 @@ def attach(
         model: without a task head (`AutoModel`), or a causal language model; quantized or not. It is frozen.
         tokenizer: the model's.
         method: `SKPrefixConfig(text=...)`, `SKPromptConfig(text=...)` or `HeadOnlyConfig()`.
-        task: a task's name, or its section for more settings; None means causal_lm for a language model.
+        task: a task's name, or its section for more settings; None means the language model's own for one.
         num_labels: classes, for classification tasks.
         gradient_checkpointing: recompute the blocks in backward.
 
     Raises:
-        ValueError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
+        UserError: where model, task and labels do not fit together, and for prompt_based and in_context, whose
             template belongs to the data.
     """
     if method.answers_in_words:
-        raise ValueError(
+        raise UserError(
             f"attach: {method.name} is a template on the data more than a part of the model; run it from a recipe "
             "(method.name), with `sktune train` or sktune.training.run.train"
         )
     if task is None:
         if model is getattr(model, model.base_model_prefix, model):
-            raise ValueError("attach: name a task (token_classification, sequence_classification, ...) for this model")
-        task = "causal_lm"
-    section = task if isinstance(task, TaskSection) else TaskSection.model_validate({"name": task})
+            raise UserError(f"attach: name a task for this model: {', '.join(TASKS)}")
+        task = TASKS.having("needs_language_model")[0]
+    section: TaskConfig = task if isinstance(task, TaskConfig) else TASKS.read({"name": task})
     kernel = model.config._attn_implementation or "eager"
-    needs_labels = section.name not in ("causal_lm", "regression")
+    needs_labels = section.has_head and section.has_label_set
     if needs_labels and num_labels is None:
-        raise ValueError(f"attach: {section.name} needs num_labels, the number of classes")
+        raise UserError(f"attach: {section.name} needs num_labels, the number of classes")
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
-        raise ValueError(
+        raise UserError(
             f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "
             "flash-attention; load the model with attn_implementation='sdpa' or 'eager'"
         )
@@ -79,7 +81,7 @@ def attach(
     return TunedModel(
         backbone,
         build_method(method, backbone, tokenizer),
-        build_head(section, backbone, num_labels or 1),
+        build_task(section).head(backbone, num_labels or 1),
     ).to(device)
 
 
@@ -87,10 +89,7 @@ def save_adapter(model: TunedModel, folder: str | Path) -> Path:
     """Writes the trainable parameters (safetensors) into a folder; returns it."""
     path = Path(folder)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
-    with whole(path / ADAPTER_WEIGHTS) as partial:
-        save_file(fold_centre(weights | model.constants()), partial)
-    card = {"sktune_version": __version__, "model": model.backbone.config.name_or_path}
-    write_whole(path / ADAPTER_CARD, json.dumps(card, indent=1))
+    write_weights(path, fold_centre(weights | model.constants()), {"model": model.backbone.config.name_or_path})
     return path
 
 
@@ -98,10 +97,10 @@ def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
     """Puts saved parameters into a model attached the same way; returns it.
 
     Raises:
-        ValueError: where they do not fit, or there are none.
+        UserError: where they do not fit, or there are none.
     """
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise ValueError(f"{folder}: no {ADAPTER_WEIGHTS} here")
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
     put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
     return model

@@ -5,30 +5,22 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from sktune.backbone import Backbone, Woven
+from sktune.backbone import Backbone
 from sktune.backbone.quantized import FrozenLinear
+from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
-from sktune.sections import TaskSection
-from sktune.tasks.heads import (
-    IGNORED,
-    LabelWordHead,
-    SequenceHead,
-    TokenClassificationHead,
-    TrainedHead,
-    summed_features,
-)
+from sktune.tasks.heads import Head, TrainedHead, summed_features
 
 CENTRE = "head.centre"
 """Name of the head's centre among the weights of a checkpoint; a saved adapter has it folded into the bias."""
@@ -39,7 +31,7 @@ class TunedOutput(ModelOutput):
     """Output of `TunedModel`.
 
     loss: scalar, summed over the labels that count, over `num_items_in_batch` or their number; None without labels.
-    logits: [B, L, labels] token classification, [B, labels] classification, [B] regression, and for the
+    logits: as the head makes them: [B, L, labels] of tokens, [B, labels] of rows, [B] numbers, and for the
         language model [B, k, vocabulary] at the k positions before a target token.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
     """
@@ -50,38 +42,15 @@ class TunedOutput(ModelOutput):
     row_count: torch.Tensor | None = None
 
 
-def build_head(
-    task: TaskSection, backbone: Backbone, num_labels: int, answer_tokens: Sequence[int] | None = None
-) -> nn.Module | None:
-    """The task's trainable fp32 head; None for the language model, which brings its own frozen one.
-
-    With `answer_tokens`, one for each label, the language model's own head answers instead.
-    """
-    if answer_tokens is not None:
-        assert backbone.is_language_model, "loaded without the language model's head"
-        return LabelWordHead(answer_tokens)
-    if task.name == "causal_lm":
-        if backbone.is_encoder or not backbone.is_language_model:
-            raise ValueError(
-                f"task.name: causal_lm needs a causal language model; {backbone.family} was loaded without"
-            )
-        return None
-    if task.name == "token_classification":
-        return TokenClassificationHead(backbone.hidden_size, num_labels, task.head_dropout)
-    pooling = task.pooling if task.pooling != "auto" else ("mean" if backbone.is_encoder else "last")
-    regression = task.name == "regression"
-    return SequenceHead(backbone.hidden_size, 1 if regression else num_labels, pooling, task.head_dropout, regression)
-
-
 def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:
     """Refuses inputs that could be longer, with what is put in front of them, than the model reads.
 
     Raises:
-        ValueError: with the length that is allowed.
+        UserError: with the length that is allowed.
     """
     limit = backbone.max_positions
     if limit is not None and prompt_length + recipe.data.max_length > limit:
-        raise ValueError(
+        raise UserError(
             f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
             f"{limit} positions of {recipe.model.name_or_path}; allowed: up to {limit - prompt_length}"
         )
@@ -90,7 +59,7 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
 class TunedModel(nn.Module):
     """Backbone, method and head as one `nn.Module`; only the method and the head have trainable parameters."""
 
-    def __init__(self, backbone: Backbone, method: Method, head: nn.Module | None) -> None:
+    def __init__(self, backbone: Backbone, method: Method, head: Head) -> None:
         super().__init__()
         # The backbone first: ZeRO-3 looks at the dtype of a module's first parameter, and an embedding's suits it.
         self.backbone = backbone
@@ -115,25 +84,24 @@ class TunedModel(nn.Module):
     def start_head(self, batch: Mapping[str, Any], labels: torch.Tensor | None = None) -> None:
         """Starts the head for a training loop of your own, as a run of a recipe does; once, before the first step.
 
-        Its weights become zero, its bias the log of the labels' frequencies (regression: their mean), and its input is
+        Its weights become zero, its bias the log of the labels' frequencies (of numbers: their mean), and its input is
         from now on taken less the mean of its input on this batch. Without this call it starts at zero, uncentred.
 
         Args:
             batch: what `forward` takes, with `labels`: some dozens of training examples.
-            labels: [N], of the whole training data, those that count; None: those of the batch.
+            labels: of the whole training data, [N, ...] as in a batch; None: those of the batch.
 
         Raises:
-            ValueError: where no head is trained (causal_lm), and without labels.
+            UserError: where no head is trained (a language model answers), and without labels.
         """
         head = self.head
         if not isinstance(head, TrainedHead):
-            raise ValueError("start_head: this model has no head of its own to start; it answers with its words")
+            raise UserError("start_head: this model has no head of its own to start; it answers with its words")
         if batch.get("labels") is None:
-            raise ValueError("start_head: the batch has no labels; give what the training loop gives")
+            raise UserError("start_head: the batch has no labels; give what the training loop gives")
         head.centre.zero_()
         head.classifier.weight.zero_()
-        own = torch.as_tensor(batch["labels"])
-        head.set_prior(own[head.counted(own, batch.get("valid"))] if labels is None else labels)
+        head.set_prior(torch.as_tensor(batch["labels"]) if labels is None else labels)
         was_training = self.training
         with summed_features(head) as feature_sum:
             self.eval()(**batch)
@@ -157,7 +125,6 @@ class TunedModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         answer_positions: torch.Tensor | None = None,
     ) -> TunedOutput:
@@ -167,8 +134,7 @@ class TunedModel(nn.Module):
             input_ids: [B, L] int64.
             attention_mask: [B, L], 1 for real tokens, padding on either side; None: no padding.
             token_type_ids: [B, L], encoders' segments.
-            labels: [B], or [B, L] for tokens and language; -100 does not count.
-            valid: [B] bool, False for filler rows (regression only needs it).
+            labels: [B], [B, L] for tokens and language, or as the head takes them; -100 does not count, of numbers NaN.
             num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
             answer_positions: [B] int64, where the language model answers with a label's word, counted without padding.
         """
@@ -177,50 +143,20 @@ class TunedModel(nn.Module):
         woven = self.method(self.backbone)
         embeds = self.backbone.embed(aligned.forth(input_ids))
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
-        if labels is not None and labels.ndim == 2:
+        if labels is not None and self.head.per_token:
             labels = aligned.forth(labels)
-        if self.head is None:
-            output, loss_sum, count = self._read_language(woven, embeds, aligned.attention_mask, labels, types)
-            if labels is None and output.logits is not None:
-                output.logits = aligned.restore(output.logits)
-        elif isinstance(self.head, LabelWordHead):
-            assert answer_positions is not None, "no answer_positions"
-            at: dict[str, Any] = {"with_lm_head": True, "answer_positions": answer_positions, **types}
-            vocabulary = self.backbone.read(embeds, aligned.attention_mask, woven, **at)
-            logits, loss_sum, count = self.head(vocabulary[:, 0], labels)
-            output = TunedOutput(logits=logits)
-        else:
-            hidden = self.backbone.read(embeds, aligned.attention_mask, woven, **types)
-            logits, loss_sum, count = self.head(hidden, aligned.attention_mask, labels, valid)
-            output = TunedOutput(logits=aligned.restore(logits) if logits.ndim == 3 else logits)
+        ask = self.head.asks(labels, answer_positions)
+        states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
+        scored = self.head(states, aligned.attention_mask, labels, ask)
+        logits = scored.logits
+        # A language model's logits at chosen positions stay as they are.
+        if self.head.per_token and logits.shape[1] == input_ids.shape[1]:
+            logits = aligned.restore(logits)
+        output = TunedOutput(logits=logits, row_loss=scored.row_loss, row_count=scored.row_count)
         if labels is not None:
-            output.loss = loss_sum / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            output.loss = scored.loss_sum / count
         return output
-
-    def _read_language(
-        self,
-        woven: Woven,
-        embeds: torch.Tensor,
-        mask: torch.Tensor,
-        labels: torch.Tensor | None,
-        types: dict[str, Any],
-    ) -> tuple[TunedOutput, torch.Tensor, torch.Tensor]:
-        if labels is None:
-            logits = self.backbone.read(embeds, mask, woven, with_lm_head=True, **types)
-            return TunedOutput(logits=logits), logits.new_zeros(()), mask.new_zeros(())
-        # A token is predicted from the position before it; only those positions go through the LM head.
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        kept = (targets != IGNORED).any(0).nonzero().flatten()
-        if len(kept) == 0:
-            kept = kept.new_zeros(1)
-        logits = self.backbone.read(embeds, mask, woven, with_lm_head=True, keep_positions=kept, **types)
-        targets = targets[:, kept]
-        token_loss = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(targets)
-        counted = targets != IGNORED
-        output = TunedOutput(logits=logits, row_loss=token_loss.sum(1), row_count=counted.sum(1))
-        return output, token_loss.sum(), counted.sum()
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
@@ -237,7 +173,7 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
     The head's centre becomes zero where they have none: of an adapter, or of a checkpoint from before there was one.
 
     Raises:
-        ValueError: where names or shapes differ, so the recipe is not the one they were trained with.
+        UserError: where names or shapes differ, so the recipe is not the one they were trained with.
     """
     parameters = model.trainable_parameters()
     expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
@@ -246,7 +182,7 @@ def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: 
     if expected != found:
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         first = differing[0]
-        raise ValueError(
+        raise UserError(
             f"{source}: its weights do not fit this recipe: {first} is {found.get(first, 'absent')} there and "
             f"{expected.get(first, 'absent')} here ({len(differing)} such); use the recipe it was trained with"
         )

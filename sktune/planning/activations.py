@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear8bit
 from sktune.model.tuned_model import TunedModel, check_positions
-from sktune.planning.skeleton import Skeleton
+from sktune.planning.skeleton import Skeleton, count_labels
 from sktune.planning.trained_bytes import Engine
 from sktune.recipe import Recipe
+from sktune.tasks.task import build_task
 
-SHALLOW = 4
+SHALLOW = 2
 """Blocks of the smaller of the two models that are run."""
 
 Numbers = dict[str, int]
@@ -40,7 +41,7 @@ def count_activations(skeleton: Skeleton, engine: Engine, *, only_forward: bool 
     With `only_forward` a step ends before backward, and no evaluation follows.
 
     Raises:
-        ValueError: where the rows do not fit the model's positions.
+        UserError: where the rows do not fit the model's positions.
     """
 
     def run(depth: int) -> Numbers:
@@ -211,9 +212,9 @@ class _KeepsItsInput(torch.autograd.Function):
 
 
 def _batch(recipe: Recipe, rows: int, length: int) -> dict[str, Any]:
-    """A full batch, but for one token, so that a mask is needed; every token carries a label where tokens do."""
-    shape, task = (rows, length), recipe.task.name
-    labels = torch.zeros(shape if task in ("token_classification", "causal_lm") else rows, dtype=torch.long)
+    """A full batch, but for one token, so that a mask is needed; every label counts."""
+    shape, task = (rows, length), build_task(recipe.task)
+    row = task.sample(length, count_labels(recipe, []))
     mask = torch.ones(shape, dtype=torch.long)
     mask[0, -1] = 0
     answers = {"answer_positions": torch.full((rows,), length - 2)} if recipe.method.answers_in_words else {}
@@ -221,7 +222,6 @@ def _batch(recipe: Recipe, rows: int, length: int) -> dict[str, Any]:
         **answers,
         "input_ids": torch.zeros(shape, dtype=torch.long),
         "attention_mask": mask,
-        "labels": labels.float() if task == "regression" else labels,
-        "valid": torch.ones(rows, dtype=torch.bool),
+        "labels": task.labels_of([row] * rows, length, "right"),
         "num_items_in_batch": rows,
     }

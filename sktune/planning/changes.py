@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from sktune.errors import UserError
 from sktune.planning.planner import plan
 from sktune.planning.report import Plan
 from sktune.recipe import Recipe, parse_recipe
@@ -82,12 +83,12 @@ def changes(recipe: Recipe, ranks: int, nodes: int = 1, only: str | None = None)
         typed = (f"{name}={shlex.quote(value)}" for name, _, value in (one.partition("=") for one in overrides))
         try:
             yield Change(what, (*gpus, *typed), _changed(recipe, overrides), count)
-        except ValueError:
+        except UserError:
             continue
 
 
 def _changed(recipe: Recipe, overrides: Overrides) -> Recipe:
-    """The recipe with overrides, checked again; raises ValueError with every rule that it breaks."""
+    """The recipe with overrides, checked again; raises UserError with every rule that it breaks."""
     given = recipe.model_dump(mode="json", exclude_unset=True)
     given["method"] = {"name": recipe.method.name, **given["method"]}
     mapping, _, problems = apply_overrides(given, overrides)
@@ -149,11 +150,11 @@ AXES: dict[str, tuple[tuple[int, ...], Callable[[Recipe, int], Overrides]]] = {
 
 
 def parse_axes(text: str) -> tuple[str, ...]:
-    """Names of axes, separated by commas; raises ValueError for a name that is none."""
+    """Names of axes, separated by commas; raises UserError for a name that is none."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in AXES or names.count(name) > 1:
-            raise ValueError(f"--sweep: {name!r} in {text!r}; allowed: each of {', '.join(AXES)} at most once")
+            raise UserError(f"--sweep: {name!r} in {text!r}; allowed: each of {', '.join(AXES)} at most once")
     return names
 
 
@@ -161,7 +162,7 @@ def sweep(recipe: Recipe, axes: tuple[str, ...], *, ranks: int, memory_bytes: in
     """A plan for each combination, the last axis running fastest; the number of ranks that is given is one of theirs.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     plans = []
     for values in product(*(sorted({*AXES[axis][0], ranks}) if axis == "ranks" else AXES[axis][0] for axis in axes)):
@@ -169,9 +170,9 @@ def sweep(recipe: Recipe, axes: tuple[str, ...], *, ranks: int, memory_bytes: in
         overrides = tuple(override for axis, value in point.items() for override in AXES[axis][1](recipe, value))
         try:
             changed = _changed(recipe, overrides)
-        except ValueError as error:
+        except UserError as error:
             where = ", ".join(f"{axis} {value}" for axis, value in point.items())
-            raise ValueError(f"--sweep: the recipe cannot be at {where}:\n{error}") from error
+            raise UserError(f"--sweep: the recipe cannot be at {where}:\n{error}") from error
         count = point.get("ranks", ranks)
         plans.append(plan(changed, ranks=count, memory_bytes=memory_bytes, compare_checkpointing=False))
     return plans

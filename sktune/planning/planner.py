@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from sktune.errors import UserError
 from sktune.planning.activations import count_activations
 from sktune.planning.frozen_bytes import frozen_bytes
 from sktune.planning.gathered import gathered_bytes
@@ -34,10 +35,10 @@ def plan(
         compare_checkpointing: also count activations with gradient checkpointing the other way.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     if ranks < 1:
-        raise ValueError(f"ranks: {ranks}; allowed: 1 or more")
+        raise UserError(f"ranks: {ranks}; allowed: 1 or more")
     notes, training = [], recipe.training
     shared = recipe.distributed.shard_backbone if shard_backbone is None else shard_backbone
     if shared == "auto":
@@ -141,7 +142,7 @@ def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool
         memory_bytes: that each rank can use.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     if ranks == 1:
         return False, "one rank has nobody to share the backbone with"

@@ -14,17 +14,18 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.loading import attention_for, load_tokenizer
+from sktune.backbone.model_files import find_gguf
 from sktune.backbone.skeleton import build_skeleton, read_config
 from sktune.embedded import is_embedded, is_fetched
+from sktune.errors import UserError
 from sktune.methods.method import build_method
-from sktune.methods.template.config import DEFAULT_PAIR_TEMPLATE, DEFAULT_TEMPLATE, TemplateConfig, parse_template
-from sktune.model.tuned_model import TunedModel, build_head
+from sktune.model.tuned_model import TunedModel
 from sktune.recipe import Recipe
+from sktune.tasks.heads import Head, LabelWordHead
+from sktune.tasks.task import build_task
 
 CONFIGS = Path(__file__).parent / "configs"
 """Public numbers of the models that the recipes name; `names.json`: hub id -> file."""
-LABELS = {"token_classification": 9, "sequence_classification": 2, "pair_classification": 3}
-"""Labels of a task whose recipe does not list them: CoNLL's tags, two classes, NLI's three; of others 1."""
 PIECES_PER_WORD = 1.5
 
 
@@ -57,9 +58,11 @@ class Skeleton:
         network = build_skeleton(recipe.model, recipe.quantization, config, language_model=language_model, **attention)
         backbone = Backbone(network, gradient_checkpointing=recipe.training.gradient_checkpointing, **attention)
         with torch.device("meta"):
-            method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.labels or ("label",))
-            answer_tokens = range(self.labels) if recipe.method.answers_in_words else None
-            head = build_head(recipe.task, backbone, self.labels, answer_tokens)
+            method = build_method(recipe.method, backbone, self.tokenizer, recipe.task.given_labels or ("label",))
+            if recipe.method.answers_in_words:
+                head: Head = LabelWordHead(range(self.labels))
+            else:
+                head = build_task(recipe.task).head(backbone, self.labels)
         return TunedModel(backbone, method, head)
 
 
@@ -67,13 +70,14 @@ def find_skeleton(recipe: Recipe) -> Skeleton:
     """Reads the recipe's architecture and tokenizer; no weights, and no network where the model is built in.
 
     Raises:
-        ValueError: for whatever the user can correct.
+        UserError: for whatever the user can correct.
     """
     notes: list[str] = []
     config = _config(recipe, notes)
     tokenizer = _tokenizer(recipe, notes)
-    labels = _labels(recipe, notes)
-    length = _length(recipe, tokenizer, labels, notes)
+    labels = count_labels(recipe, notes)
+    length, note = recipe.method.longest_row(recipe.data, labels, lambda text: len(tokenizer(text)["input_ids"]))
+    notes += [note] if note is not None else []
     model = recipe.model
     if model.attn_implementation in ("auto", "flash_attention_2"):
         # The fused kernels keep the same for backward: query, key, value, output and a number for each row.
@@ -98,11 +102,11 @@ def _config(recipe: Recipe, notes: list[str]) -> PretrainedConfig:
         return AutoConfig.for_model(**json.loads((CONFIGS / f"{built_in[name]}.json").read_text(encoding="utf-8")))
     try:
         return read_config(recipe.model)
-    except ValueError as error:
+    except UserError as error:
         if _is_local(name):
             raise
         known = ", ".join(sorted(name for name in built_in if "/" in name))
-        raise ValueError(
+        raise UserError(
             f"model.name_or_path: nothing is known here of {name!r}; give a folder with its config.json "
             f"(model.name_or_path=my/folder), or one of the models that are built in: {known} ({error})"
         ) from error
@@ -130,10 +134,10 @@ def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
     """The recipe's tokenizer where it is on this machine, else one that counts words."""
     model = recipe.model
     name = model.tokenizer or model.name_or_path
-    gguf = Path(name).is_file() or any(Path(name).glob("*.gguf"))  # has one in its header
-    if _is_local(name) and (is_embedded(name) or gguf or any(Path(name).glob("*token*"))):
-        return load_tokenizer(model)
-    if not _is_local(name):
+    if _is_local(name):
+        if is_embedded(name) or any(Path(name).glob("*token*")) or _is_gguf(recipe, name):
+            return load_tokenizer(model)
+    else:
         options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         try:
             return AutoTokenizer.from_pretrained(name, local_files_only=True, **options)
@@ -148,29 +152,19 @@ def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
     return counted
 
 
-def _labels(recipe: Recipe, notes: list[str]) -> int:
-    given = recipe.task.labels or getattr(recipe.method, "label_words", None)
+def _is_gguf(recipe: Recipe, name: str) -> bool:
+    """Whether the tokenizer is in a GGUF file's header."""
+    model = recipe.model
+    field = "model.tokenizer" if model.tokenizer else "model.name_or_path"
+    return find_gguf(name, None if model.tokenizer else model.gguf_file, model.revision, field=field) is not None
+
+
+def count_labels(recipe: Recipe, notes: list[str]) -> int:
+    """Of the recipe, or as many as its task assumes, which is then noted; 1 where there is no label set."""
+    given = recipe.task.given_labels or getattr(recipe.method, "label_words", None)
     if given is not None:
         return len(given)
-    if recipe.task.name not in LABELS:
-        return 1
-    notes.append(f"the data has {LABELS[recipe.task.name]} labels (the recipe does not list them)")
-    return LABELS[recipe.task.name]
-
-
-def _length(recipe: Recipe, tokenizer: Any, labels: int, notes: list[str]) -> int:
-    """Tokens of the longest row, without a prompt in front; in a template, with everything in it at its longest."""
-    method, text = recipe.method, recipe.data.max_length
-    if not isinstance(method, TemplateConfig):
-        return text
-    pair = recipe.data.text_pair_column is not None
-    template = method.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)
-    literals = "".join(literal for literal, _ in parse_template(template, pair))
-    fixed = 1 + len(tokenizer(literals)["input_ids"])  # the answer too
-    shown = method.demonstrations * labels
-    if shown:
-        notes.append(
-            f"rows are {text} tokens in a template of {fixed} behind {shown} demonstrations as long, "
-            "up to the model's positions"
-        )
-    return (1 + shown) * (fixed + text)
+    assumed = recipe.task.assumed_labels
+    if recipe.task.has_label_set:
+        notes.append(f"the data has {assumed} labels (the recipe does not list them)")
+    return assumed

@@ -52,7 +52,7 @@ def engine_of(recipe: Recipe, model: TunedModel, shard_backbone: bool, ranks: in
     """The engine that training would build; `model` on the meta device.
 
     Raises:
-        ValueError: for a DeepSpeed file that cannot be used.
+        UserError: for a DeepSpeed file that cannot be used.
     """
     name = recipe.distributed.deepspeed
     if name is None:

@@ -15,7 +15,7 @@ from sktune.recipe.loading import (
     validate_files,
 )
 from sktune.recipe.recipe import Recipe
-from sktune.recipe.rules.training import DEEPSPEED_PRESETS, metrics_of
+from sktune.recipe.rules.training import DEEPSPEED_PRESETS
 from sktune.sections import (
     CompareSection,
     DataSection,
@@ -23,7 +23,6 @@ from sktune.sections import (
     ModelSection,
     OutputSection,
     QuantizationSection,
-    TaskSection,
     TrackingSection,
     TrainingSection,
 )
@@ -40,14 +39,12 @@ __all__ = [
     "QuantizationSection",
     "Recipe",
     "RecipeError",
-    "TaskSection",
     "TrackingSection",
     "TrainingSection",
     "dump_recipe",
     "flatten",
     "load_recipe",
     "load_recipe_document",
-    "metrics_of",
     "parse_recipe",
     "validate_files",
 ]

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
 
 _LONGEST_VALUE = 80
 _MISSING = object()
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot be used; its message lists every problem found.
 
     Attributes:

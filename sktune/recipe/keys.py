@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,9 +13,10 @@ from pydantic.fields import FieldInfo
 from sktune.methods import METHODS
 from sktune.recipe.recipe import Recipe
 from sktune.sections import Section
+from sktune.tasks import TASKS
 
 SECTIONS: tuple[str, ...] = tuple(Recipe.model_fields)
-REGISTRIES = {"method": METHODS}
+REGISTRIES = {"method": METHODS, "task": TASKS}
 """Sections with a class for each `name`."""
 
 # Names that other tools use for the same thing; close spelling alone would not find them.
@@ -39,6 +41,90 @@ KNOWN_ELSEWHERE = {
     "resume_from_checkpoint": "training.resume",
     "zero_stage": "distributed.deepspeed",
     "bits": "quantization.load_in_4bit",
+    "qlora": "quantization.load_in_4bit",
+    "load_in_4_bit": "quantization.load_in_4bit",
+    "quant_type": "quantization.bnb_4bit_quant_type",
+    "double_quant": "quantization.bnb_4bit_use_double_quant",
+    "r": "method.rank",
+    "lora_r": "method.rank",
+    "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    "prompt_length": "method.num_virtual_tokens",
+    "prefix_length": "method.num_virtual_tokens",
+    "peft_type": "method.name",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "precision": "model.dtype",
+    "base_model": "model.name_or_path",
+    "use_flash_attention": "model.attn_implementation",
+    "flash_attention": "model.attn_implementation",
+    "eval_batch_size": "training.per_device_eval_batch_size",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "accumulate_grad_batches": "training.gradient_accumulation_steps",
+    "max_epochs": "training.num_train_epochs",
+    "num_epochs": "training.num_train_epochs",
+    "wd": "training.weight_decay",
+    "warmup": "training.warmup_ratio",
+    "gradient_clip_val": "training.max_grad_norm",
+    "clip_grad_norm": "training.max_grad_norm",
+    "metric": "training.metric_for_best_model",
+    "eval_every": "training.eval_steps",
+    "save_every": "training.save_steps",
+    "log_every": "training.logging_steps",
+    "random_seed": "training.seed",
+    "max_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "train_file": "data.train",
+    "validation_file": "data.validation",
+    "test_file": "data.test",
+    "dataset_config_name": "data.name",
+    "stage": "distributed.deepspeed",
+    "mlflow_tracking_uri": "tracking.tracking_uri",
+    "experiment": "tracking.experiment_name",
+}
+
+# Values that other tools use; of a section's field, what to write here.
+VALUES_ELSEWHERE = {
+    ("method", "name"): {
+        "qlora": "method.name: lora with quantization.load_in_4bit: true",
+        "prefix": "method.name: prefix_tuning",
+        "soft_prompt": "method.name: prompt_tuning",
+        "ptuning": "method.name: p_tuning",
+        "adapter": "method.name: bottleneck_adapter",
+        "adapters": "method.name: bottleneck_adapter",
+        "full_finetuning": "method.name: full",
+        "finetune": "method.name: full",
+        "linear_probe": "method.name: head_only",
+        "linear_probing": "method.name: head_only",
+        "icl": "method.name: in_context",
+        "few_shot": "method.name: in_context",
+        "pet": "method.name: prompt_based",
+        "sk_tuning": "method.name: sk_prefix",
+    },
+    ("task", "name"): {
+        "ner": "task.name: token_classification",
+        "pos": "task.name: token_classification",
+        "tagging": "task.name: token_classification",
+        "classification": "task.name: sequence_classification",
+        "text_classification": "task.name: sequence_classification",
+        "sentiment": "task.name: sequence_classification",
+        "seq_cls": "task.name: sequence_classification",
+        "nli": "task.name: pair_classification",
+        "text_pair_classification": "task.name: pair_classification",
+        "sts": "task.name: regression",
+        "generation": "task.name: causal_lm",
+        "text_generation": "task.name: causal_lm",
+        "sft": "task.name: causal_lm",
+        "clm": "task.name: causal_lm",
+    },
+    ("model", "dtype"): {
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "fp32": "float32",
+        "float": "float32",
+    },
 }
 
 _TYPE_NAMES: dict[Any, str] = {
@@ -113,6 +199,15 @@ def suggest(section: str | None, key: str) -> str:
         return near
     everywhere = [f"{other}.{name}" for other in SECTIONS for name in keys_of(other)]
     return KNOWN_ELSEWHERE.get(key.lower()) or _nearest(key, everywhere)
+
+
+def meant_value(section: str, key: str, value: Any, choices: Iterable[Any]) -> str:
+    """What a wrong value of a field with fixed choices was probably meant to be, or an empty string."""
+    if not isinstance(value, str):
+        return ""
+    text = value.lower().replace("-", "_")
+    near = difflib.get_close_matches(text, [str(choice) for choice in choices if isinstance(choice, str)], n=1)
+    return VALUES_ELSEWHERE.get((section, key), {}).get(text) or (near[0] if near else "")
 
 
 def _nearest(key: str, dotted: list[str]) -> str:

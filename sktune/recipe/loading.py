@@ -41,6 +41,10 @@ class LoadedRecipe:
         """
         return _with_references(self.recipe.model_dump(mode="json", exclude={"compare"}), self.as_written)
 
+    def text(self) -> str:
+        """YAML that loads again: overrides applied, `${NAME}` references left as they were written."""
+        return to_yaml(self.as_written)
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load and check a recipe file; see `load_recipe_document`."""
@@ -92,7 +96,8 @@ def dump_recipe(recipe: Recipe) -> str:
     The text holds replaced `${NAME}` references in full: write it only where secrets may lie.
     """
     given = recipe.model_dump(mode="json", exclude_unset=True)
-    given["method"] = {"name": recipe.method.name, **given["method"]}
+    for section in ("method", "task"):
+        given[section] = {"name": getattr(recipe, section).name, **given[section]}
     return to_yaml(escape(given))
 
 

@@ -16,10 +16,11 @@ from sktune.sections import (
     OutputSection,
     QuantizationSection,
     Section,
-    TaskSection,
     TrackingSection,
     TrainingSection,
 )
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
 
 
 class Recipe(Section):
@@ -28,7 +29,7 @@ class Recipe(Section):
     model: ModelSection
     quantization: QuantizationSection = QuantizationSection()
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(METHODS.read)]
-    task: TaskSection
+    task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(TASKS.read)]
     data: DataSection
     training: TrainingSection = TrainingSection()
     distributed: DistributedSection = DistributedSection()
@@ -39,4 +40,4 @@ class Recipe(Section):
     @property
     def needs_language_model(self) -> bool:
         """Whether the model is loaded with its own head: a causal one, or an encoder's masked one."""
-        return self.task.name == "causal_lm" or self.method.answers_in_words
+        return self.task.needs_language_model or self.method.answers_in_words

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sktune.errors import Problem
 from sktune.recipe.comparing import compared_method
-from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, suggest, variants
+from sktune.recipe.keys import SECTIONS, allowed_in, field_info, keys_of, meant_value, suggest, variants
 from sktune.recipe.recipe import Recipe
 from sktune.recipe.rules import broken_rules
 from sktune.sections import CompareSection, Section
@@ -79,7 +79,7 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
 
 
 def _variant(name: str, content: Mapping[str, Any]) -> type[Section] | Problem:
-    """The class that checks this section; for the method, the one its `name` asks for."""
+    """The class that checks this section; for the method and the task, the one its `name` asks for."""
     classes = variants(name)
     if "" in classes:
         return classes[""]
@@ -87,7 +87,9 @@ def _variant(name: str, content: Mapping[str, Any]) -> type[Section] | Problem:
     if isinstance(choice, str) and choice in classes:
         return classes[choice]
     message = "unknown name" if "name" in content else "is required"
-    return Problem(f"{name}.name", message, ", ".join(classes), f"write `name: {next(iter(classes))}`.")
+    meant = meant_value(name, "name", choice, classes)
+    cure = f"did you mean {meant}?" if meant else f"write `name: {next(iter(classes))}`."
+    return Problem(f"{name}.name", message, ", ".join(classes), cure)
 
 
 def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Problem:
@@ -101,8 +103,12 @@ def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Proble
     if kind == "missing":
         cure = f"add `{key}:` below `{name}:`. {info.description or ''}"
         return Problem(dotted, "is required", allowed_in(info), cure)
-    message = entry["msg"].replace("Input should be", "must be").replace("String should", "must")
-    if kind == "string_type":
+    message = entry["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be").replace("String should", "must")
+    meant = meant_value(name, key, entry["input"], get_args(info.annotation)) if kind == "literal_error" else ""
+    if meant:
+        cure = f"did you mean {meant}?"
+    elif kind == "string_type":
         cure = "write a text; put quotes around a number, true, false or null that is meant as one."
     elif info.is_required():
         cure = info.description or "give a value that is allowed."

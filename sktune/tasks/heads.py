@@ -1,8 +1,8 @@
-"""Heads: from hidden states to logits and a loss sum, in fp32."""
+"""Heads: from what the model gives to logits and a loss sum, in fp32."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,18 +11,73 @@ from torch import nn
 from torch.nn import functional as F
 
 IGNORED = -100
+Ask = Mapping[str, Any]
+"""What a head asks of `Backbone.read`: its keyword arguments. None of them: hidden states."""
 
 
 class Scored(NamedTuple):
-    """What a head makes of a batch; `labelled` is the int64 number of labels that count."""
+    """What a head makes of a batch."""
 
     logits: torch.Tensor
     loss_sum: torch.Tensor
     """fp32 scalar: the loss summed over what counts."""
     labelled: torch.Tensor
+    """int64 scalar: the number of labels that count."""
+    row_loss: torch.Tensor | None = None
+    row_count: torch.Tensor | None = None
+    """[B], of a language model: negative log-likelihood of each row's target, and its number of tokens."""
 
 
-class LabelWordHead(nn.Module):
+class Head(nn.Module):
+    """What answers: a module with fp32 parameters, or with none.
+
+    Labels that do not count are -100, of numbers NaN.
+    """
+
+    per_token = False
+    """Whether labels and logits are one per token of the input: they are then moved as padding is."""
+
+    def asks(self, labels: torch.Tensor | None, answer_positions: torch.Tensor | None) -> Ask:
+        """What it has to be given, for these labels of right-padded rows."""
+        return {}
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
+        """What was asked for, of right-padded rows with mask [B, L] -> logits, loss and counts."""
+        raise NotImplementedError
+
+
+class LanguageHead(Head):
+    """Nothing to train: the language model's own logits predict each token from the one before it."""
+
+    per_token = True
+
+    def asks(self, labels: torch.Tensor | None, answer_positions: torch.Tensor | None) -> Ask:
+        """Logits everywhere, or (with labels [B, L]) at the positions before a target token alone."""
+        if labels is None:
+            return {"with_lm_head": True}
+        kept = (_next(labels) != IGNORED).any(0).nonzero().flatten()
+        if len(kept) == 0:
+            kept = kept.new_zeros(1)
+        return {"with_lm_head": True, "keep_positions": kept}
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
+        """Logits [B, k, vocabulary] at the k positions asked for, in the model's dtype."""
+        if labels is None:
+            return Scored(states, states.new_zeros(()), mask.new_zeros(()))
+        targets = _next(labels)[:, ask["keep_positions"]]
+        token_loss = F.cross_entropy(
+            states.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(targets)
+        counted = targets != IGNORED
+        return Scored(states, token_loss.sum(), counted.sum(), token_loss.sum(1), counted.sum(1))
+
+
+def _next(labels: torch.Tensor) -> torch.Tensor:
+    """Labels [B, L] of the tokens -> of the positions that predict them: those before."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+class LabelWordHead(Head):
     """Nothing to train: the language model's own logits of the labels' tokens are the logits of the labels."""
 
     tokens: torch.Tensor
@@ -31,9 +86,14 @@ class LabelWordHead(nn.Module):
         super().__init__()
         self.register_buffer("tokens", torch.tensor(list(tokens), dtype=torch.long), persistent=False)
 
-    def forward(self, vocabulary: torch.Tensor, labels: torch.Tensor | None) -> Scored:
-        """Logits [B, vocabulary] at each row's answer, labels [B] -> logits [B, labels] fp32."""
-        logits = vocabulary[:, self.tokens].float()
+    def asks(self, labels: torch.Tensor | None, answer_positions: torch.Tensor | None) -> Ask:
+        """Logits at each row's answer."""
+        assert answer_positions is not None, "rows without the position of their answer"
+        return {"with_lm_head": True, "answer_positions": answer_positions}
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
+        """Logits [B, 1, vocabulary], labels [B] -> logits [B, labels] fp32."""
+        logits = states[:, 0][:, self.tokens].float()
         if labels is None:
             return Scored(logits, logits.new_zeros(()), self.tokens.new_zeros(()))
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
@@ -52,7 +112,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-class TrainedHead(nn.Module):
+class TrainedHead(Head):
     """A linear layer on features of the model's hidden states, less their `centre`, a constant.
 
     A new run starts it as the best answer that does not look at the input (weights zero, `set_prior`), and shows it
@@ -60,7 +120,6 @@ class TrainedHead(nn.Module):
     to all of them, and through it AdamW would move the bias of each class by many times the rate.
     """
 
-    regression = False
     centre: torch.Tensor
     """[d] fp32; not trained. Zero until it is set, and where it has been folded into the bias."""
 
@@ -76,39 +135,38 @@ class TrainedHead(nn.Module):
         """Hidden [B, L, d] of right-padded rows -> what is classified, [..., d] fp32."""
         raise NotImplementedError
 
-    def counted(self, labels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    def counted(self, labels: torch.Tensor) -> torch.Tensor:
         """Which labels enter the loss: bool, shaped as they are."""
-        if not self.regression:
-            return labels != IGNORED
-        return torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
+        return labels != IGNORED
 
-    def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, valid: torch.Tensor | None
-    ) -> Scored:
-        """Hidden [B, L, d], a label for each of the features -> logits [..., outputs] fp32 (regression: [...])."""
-        logits = self.classifier(self.dropout(self.features(hidden, mask) - self.centre))
-        if self.regression:
-            logits = logits.squeeze(-1)
+    def answer(self, features: torch.Tensor) -> torch.Tensor:
+        """What is classified, [..., d] -> logits [..., outputs]."""
+        logits: torch.Tensor = self.classifier(self.dropout(features - self.centre))
+        return logits
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss summed over the labels that count."""
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
+        """Hidden states [B, L, d], a label for each of the features -> logits [..., outputs] fp32."""
+        logits = self.answer(self.features(states, mask))
         if labels is None:
             return Scored(logits, logits.new_zeros(()), mask.new_zeros(()))
-        counted = self.counted(labels, valid)
-        if self.regression:
-            loss = ((logits - labels.float()) ** 2 * counted).sum()
-        else:
-            loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return Scored(logits, loss, counted.sum())
+        return Scored(logits, self.loss(logits, labels), self.counted(labels).sum())
 
     @torch.no_grad()
     def set_prior(self, labels: torch.Tensor) -> None:
-        """Sets the bias from the training labels that count, [N]: the log of their frequencies, or their mean.
+        """Sets the bias from the training labels, as they come in a batch; those that do not count are left out."""
+        self.classifier.bias.copy_(self.prior(labels[self.counted(labels)]))
+
+    def prior(self, labels: torch.Tensor) -> torch.Tensor:
+        """The bias [outputs] that is the best answer without an input: the log of the frequencies of class ids [N].
 
         Every class is counted once more than it occurs, so that one that is absent stays possible.
         """
-        if self.regression:
-            self.classifier.bias.fill_(labels.double().mean())
-        else:
-            counts = torch.bincount(labels.cpu(), minlength=self.classifier.out_features).double() + 1
-            self.classifier.bias.copy_((counts / counts.sum()).log())
+        counts = torch.bincount(labels.cpu(), minlength=self.classifier.out_features).double() + 1
+        return (counts / counts.sum()).log()
 
     @torch.no_grad()
     def set_centre(self, feature_sum: torch.Tensor) -> None:
@@ -127,8 +185,9 @@ def summed_features(head: TrainedHead) -> Iterator[torch.Tensor]:
 
     @torch.no_grad()
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        hidden, mask, labels, valid = inputs
-        chosen = head.features(hidden, mask)[head.counted(labels, valid)]
+        hidden, mask, labels, _ = inputs
+        features, counted = head.features(hidden, mask), head.counted(labels)
+        chosen = features[counted.any(-1) if counted.ndim == features.ndim else counted]
         total[:-1] += chosen.sum(0, dtype=torch.float64)
         total[-1] += len(chosen)
 
@@ -142,20 +201,19 @@ def summed_features(head: TrainedHead) -> Iterator[torch.Tensor]:
 class TokenClassificationHead(TrainedHead):
     """Classifies each position; positions labelled -100 do not count."""
 
+    per_token = True
+
     def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Every position's hidden state, [B, L, d]."""
         return hidden.float()
 
 
 class SequenceHead(TrainedHead):
-    """Classifies a row, or (`num_labels` 1 with `regression`) gives it a number, from its pooled vector."""
+    """Classifies a row from its pooled vector."""
 
-    def __init__(
-        self, hidden_size: int, num_labels: int, pooling: str, dropout: float = 0.0, regression: bool = False
-    ) -> None:
+    def __init__(self, hidden_size: int, num_labels: int, pooling: str, dropout: float = 0.0) -> None:
         super().__init__(hidden_size, num_labels, dropout)
         self.pooling = pooling
-        self.regression = regression
 
     def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Each row's pooled vector, [B, d]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sktune.errors import UserError
 from sktune.tracking.names import sanitise_name
 from sktune.tracking.uri import sqlite_path
 
@@ -15,7 +16,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """Id of the experiment `name`, created where missing.
 
     Raises:
-        ValueError: the experiment has been deleted in MLflow.
+        UserError: the experiment has been deleted in MLflow.
         MlflowException: the server does not answer, or refuses the name.
     """
     from mlflow.exceptions import MlflowException
@@ -29,7 +30,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
             if experiment is None:
                 raise error
     if experiment.lifecycle_stage != "active":
-        raise ValueError(
+        raise UserError(
             f"tracking.experiment_name: the experiment {name!r} has been deleted in MLflow; restore it "
             f"(mlflow experiments restore -x {experiment.experiment_id}) or choose another name."
         )

@@ -1,4 +1,4 @@
-"""Figures of a finished evaluation, as PNG files. Drawn without pyplot: no display, no global state."""
+"""Figures of a finished evaluation, as PNG files; no figure is registered with pyplot, and no display is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 # Above this many labels the counts inside the cells cannot be read any more.
 MAX_LABELS_WITH_COUNTS = 25
@@ -38,17 +38,15 @@ def confusion_matrix_figure(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.45 * len(labels)
     figure, axes = _new_figure(side + 1.0, side)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the reference label")
-    positions = range(len(labels))
-    axes.set_xticks(positions, labels, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(positions, labels)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("reference")
-    if len(labels) <= MAX_LABELS_WITH_COUNTS:
-        for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    display = ConfusionMatrixDisplay(shares, display_labels=labels).plot(
+        ax=axes, cmap="Blues", im_kw={"vmin": 0, "vmax": 1}, include_values=len(labels) <= MAX_LABELS_WITH_COUNTS
+    )
+    if display.text_ is not None:
+        for text, count in zip(display.text_.flat, counts.flat, strict=True):
+            text.set(text=str(count) if count else "", fontsize=8)
+    display.im_.colorbar.set_label("share of the reference label")
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="prediction", ylabel="reference")
     return _save(figure, path)
 
 

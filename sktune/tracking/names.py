@@ -7,11 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-# Artifacts, as MLflow shows them.
-RECIPE_ARTIFACT = "recipe.yaml"
-FIGURES_FOLDER = "figures"
-
-# Tags.
+# Tags of every run.
+METHOD_TAG = "method"
+MODEL_TAG = "model"
+TASK_TAG = "task"
+DATA_TAG = "data"
+QUANTIZATION_TAG = "quantization"
+SEED_TAG = "seed"
+DEEPSPEED_TAG = "deepspeed"
+ZERO_STAGE_TAG = "zero_stage"
+RANKS_TAG = "ranks"
+DEVICE_TAG = "device"
 ERROR_TAG = "error"
 LOCAL_ID_TAG = "sktune.local_id"
 RESUMED_PREFIX = "resumed."
@@ -27,8 +33,35 @@ USER_TAG = "mlflow.user"
 PARENT_RUN_TAG = "mlflow.parentRunId"
 PARENT_LOCAL_ID_TAG = "sktune.parent_local_id"
 COMPARISON_TAG = "sktune.comparison"
+COMPARISON_TASK_TAG = f"{COMPARISON_TAG}.task"
+COMPARISON_METRIC_TAG = f"{COMPARISON_TAG}.metric"
+COMPARISON_SELECT_TAG = f"{COMPARISON_TAG}.select"
+COMPARISON_FLOOR_TAG = f"{COMPARISON_TAG}.floor"
+METHODS_TAG = "methods"
+CELLS_TAG = "cells"
+BEST_TAG = "best"
+CELL_TAG = "cell"
+LABEL_TAG = "label"
 GRID_PREFIX = "grid."
 STEPS_TO_TARGET_TAG = "steps_to_target"
+
+# Metrics of training steps.
+LOSS = "train/loss"
+LEARNING_RATE = "train/learning_rate"
+GRADIENT_NORM = "train/gradient_norm"
+EPOCH = "train/epoch"
+
+# Numbers of a summary, besides those of splits, speed and memory.
+STEPS = "steps"
+BEST_STEP = "best_step"
+TRAINABLE_PARAMETERS = "trainable_parameters"
+ALL_PARAMETERS = "all_parameters"
+WALL_SECONDS = "wall_seconds"
+TRAIN_SECONDS = "train_seconds"
+REAL_TOKENS = "real_tokens"
+ADAPTER_BYTES = "adapter_bytes"
+TOKENS_PER_SECOND = "speed/real_tokens_per_second"
+PEAK_BYTES = "memory/peak_bytes"
 
 # Metrics and params of the finished run, apart from the curves of the same name.
 FINAL_PREFIX = "final/"
@@ -36,6 +69,10 @@ FINAL_PREFIX = "final/"
 # The few numbers that runs are compared by. MLflow's page for comparing runs shows a handful of metrics at a time, in
 # alphabetical order: these come first.
 COMPARE_PREFIX = "compare/"
+COMPARE_TOKENS_PER_SECOND = f"{COMPARE_PREFIX}tokens_per_second"
+COMPARE_PEAK_MEMORY_MB = f"{COMPARE_PREFIX}peak_memory_mb"
+COMPARE_TRAINABLE_PARAMETERS = f"{COMPARE_PREFIX}trainable_parameters"
+COMPARE_ADAPTER_KB = f"{COMPARE_PREFIX}adapter_kb"
 
 # Limits of MLflow 3 (mlflow.utils.validation; a test compares). Kept here so that ranks and runs that
 # never talk to MLflow need not import it.
@@ -50,6 +87,26 @@ ELLIPSIS = "..."
 T = TypeVar("T")
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
+
+
+def of_split(split: str, metric: str = "") -> str:
+    """A score of a split, `validation/f1`; without a metric, what all of its scores begin with."""
+    return f"{split}/{metric}"
+
+
+def speed(rate: str) -> str:
+    """A rate of training steps, such as `samples_per_second`."""
+    return f"speed/{rate}"
+
+
+def memory(amount: str, rank: int | None = None) -> str:
+    """Bytes: the most of any rank, or one rank's own."""
+    return f"memory/{amount}" if rank is None else f"memory/rank{rank}/{amount}"
+
+
+def compared_score(split: str, metric: str) -> str:
+    """The score that runs are compared by."""
+    return f"{COMPARE_PREFIX}{split}_{metric}"
 
 
 def sanitise_name(name: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sktune.errors import UserError
 from sktune.files import METRICS_FILE, TRACKING_STATE_FILE, write_whole
 from sktune.tracking import names
 
@@ -99,7 +100,7 @@ class Record:
         """The record of an earlier run.
 
         Raises:
-            ValueError: there is none in the folder, or it cannot be read.
+            UserError: there is none in the folder, or it cannot be read.
         """
         path = output_dir / TRACKING_STATE_FILE
         try:
@@ -107,9 +108,9 @@ class Record:
             values["artifacts"] = [ArtifactEntry(**entry) for entry in values["artifacts"]]
             return cls(output_dir, RunState(**values))
         except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; give the output.dir of a run that sktune has started.") from None
+            raise UserError(f"{path}: no such file; give the output.dir of a run that sktune has started.") from None
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: not a record that sktune has written ({error}).") from error
+            raise UserError(f"{path}: not a record that sktune has written ({error}).") from error
 
     def save(self) -> None:
         """Write `tracking/run.json` in one step, so that a kill leaves the old or the new one."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sktune.errors import UserError
 from sktune.tracking.record import RUNNING, Record
 from sktune.tracking.store import MlflowRun
 from sktune.tracking.uri import first_line, hide_password
@@ -22,19 +23,19 @@ def replay(output_dir: Path | str, tracking_uri: str | None = None) -> str:
         The MLflow run id.
 
     Raises:
-        ValueError: no record in the folder, or the store cannot be used or does not answer.
+        UserError: no record in the folder, or the store cannot be used or does not answer.
     """
     record = Record.load(Path(output_dir))
     uri = tracking_uri or record.state.tracking_uri
     if ":***@" in uri:
-        raise ValueError(f"{uri}: the record does not keep the password; give the URI with --tracking-uri.")
+        raise UserError(f"{uri}: the record does not keep the password; give the URI with --tracking-uri.")
     run = MlflowRun(uri, record)
     try:
         run.flush()
-    except ValueError:
+    except UserError:
         raise
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"MLflow at {hide_password(uri)} did not take the run ({first_line(error, uri)}); nothing is "
             f"lost, run the same command again once the server answers."
         ) from error
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run_id = replay(options.output_dir, options.tracking_uri)
         state = Record.load(options.output_dir).state
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     ending = "still RUNNING: training has not said how it ended" if state.status == RUNNING else state.status

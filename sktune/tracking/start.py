@@ -46,7 +46,7 @@ def start_tracking(
         The tracker. A server that does not answer is a warning, never an error.
 
     Raises:
-        ValueError: the tracking URI cannot be used, or its store refused the run.
+        UserError: the tracking URI cannot be used, or its store refused the run.
     """
     if not is_main:
         return NullTracker()

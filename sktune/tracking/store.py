@@ -38,7 +38,7 @@ class MlflowRun:
             record: the local record; its `state.run_id` is set once the run exists.
 
         Raises:
-            ValueError: the URI cannot be used, see `open_client`.
+            UserError: the URI cannot be used, see `open_client`.
         """
         self.record = record
         self.waiting: deque[Point] = deque(record.points())

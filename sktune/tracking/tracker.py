@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sktune.errors import UserError
 from sktune.files import METRICS_FILE
 from sktune.tracking import names
 from sktune.tracking.interface import Status
@@ -119,7 +120,7 @@ class RunTracker:
         """First contact with the store.
 
         Raises:
-            ValueError: the store said no. One that does not answer is a warning, and is asked again later.
+            UserError: the store said no. One that does not answer is a warning, and is asked again later.
         """
         try:
             self._attempt()
@@ -129,7 +130,7 @@ class RunTracker:
                 self._last_step = max(self._logged.values(), default=0)
         except Exception as error:
             if is_refusal(error) or sqlite_path(self._uri):
-                raise ValueError(
+                raise UserError(
                     f"tracking.tracking_uri: {hide_password(self._uri)!r} was refused "
                     f"({first_line(error, self._uri)}); correct it, or set tracking.enabled=false."
                 ) from error

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from sktune.errors import UserError
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -27,19 +29,19 @@ def open_client(uri: str) -> MlflowClient:
         uri: value of `tracking.tracking_uri`.
 
     Raises:
-        ValueError: an unknown scheme, a plain folder (MLflow 3 refuses it), a database that cannot be
+        UserError: an unknown scheme, a plain folder (MLflow 3 refuses it), a database that cannot be
             opened, or a missing database driver. A server that is down is not noticed here.
     """
     scheme, shown = _scheme(uri), hide_password(uri)
     if scheme in ("", "file"):
         folder = re.sub(r"^file:(//)?", "", uri.strip()).rstrip("/")
         advice = f"sqlite:///{folder}/mlflow.db" if folder else "sqlite:///mlflow.db"
-        raise ValueError(
+        raise UserError(
             f"{FIELD}: {shown!r} is a plain folder, and MLflow 3 no longer logs to folders; "
             f"write {advice} (a database file), or one of: {USABLE}."
         )
     if scheme in ("http", "https") and not urlsplit(uri).hostname:
-        raise ValueError(f"{FIELD}: {shown!r} names no host; write for example http://localhost:5000.")
+        raise UserError(f"{FIELD}: {shown!r} names no host; write for example http://localhost:5000.")
     for name, value in HTTP_DEFAULTS.items():
         os.environ.setdefault(name, value)
     # Schema migrations of a new database, announced line by line.
@@ -57,13 +59,11 @@ def open_client(uri: str) -> MlflowClient:
             database.parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
     except UnsupportedModelRegistryStoreURIException:
-        raise ValueError(f"{FIELD}: {shown!r}: MLflow knows no {scheme!r} store; use one of: {USABLE}.") from None
+        raise UserError(f"{FIELD}: {shown!r}: MLflow knows no {scheme!r} store; use one of: {USABLE}.") from None
     except ImportError as error:
-        raise ValueError(
-            f"{FIELD}: {shown!r} needs the database driver {error.name!r}; install it with pip."
-        ) from error
+        raise UserError(f"{FIELD}: {shown!r} needs the database driver {error.name!r}; install it with pip.") from error
     except (OSError, SQLAlchemyError, MlflowException) as error:
-        raise ValueError(
+        raise UserError(
             f"{FIELD}: {shown!r} cannot be opened ({first_line(error, uri)}); name a place that can be "
             f"written to, or set tracking.enabled=false."
         ) from error

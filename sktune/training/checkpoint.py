@@ -2,7 +2,7 @@
 
 A checkpoint is written under a temporary name, read back, and renamed: the last good one survives any kill.
 There is nothing else to keep: the rate and the random numbers of a step are functions of the seed and the step
-(`training.loop`), and so is the place in the data.
+(`training.run`), and so is the place in the data.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sktune.distributed.engine import State
+from sktune.distributed.engine import Engine, State
+from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS, CHECKPOINTS_FOLDER, OPTIMIZER_WEIGHTS, PROGRESS_FILE
+from sktune.tasks.metrics import is_better
 
 
 @dataclass
@@ -35,11 +39,56 @@ class Progress:
     """Loss and labels since the last log line."""
     run_id: str | None = None
     """MLflow's id of the run, which a resumed run continues."""
-    seed: int = 0
     global_batch_size: int = 0
     world_size: int = 0
+    """Both of the part of the run that wrote the checkpoint."""
+    read: dict[str, str] = field(default_factory=dict)
+    """What the run has read (`fingerprint`)."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Validation metrics of each evaluation, with its step."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether validation has been scored after this step."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+    def note(self, metrics: Mapping[str, float], metric: str, threshold: float) -> bool:
+        """Takes down an evaluation after this step; returns whether it is the best, by more than the threshold."""
+        self.history.append({"step": float(self.step), **metrics})
+        better = is_better(metric, metrics[metric], self.best_value, threshold)
+        if better:
+            self.best_step, self.best_value, self.evaluations_without_improvement = self.step, metrics[metric], 0
+        else:
+            self.evaluations_without_improvement += 1
+        return better
+
+    def stops_early(self, patience: int | None) -> bool:
+        """The same on every rank: metrics are of gathered answers. A resumed run that had stopped stays stopped."""
+        return patience is not None and self.evaluations_without_improvement >= patience
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, one a step."""
+
+    def __init__(self, output_dir: Path, keep: int, engine: Engine, ranks: Ranks, progress: Progress) -> None:
+        self.output_dir, self.keep, self.engine, self.ranks, self.progress = output_dir, keep, engine, ranks, progress
+        # Before the first update there is nothing to go on from: a run of zero steps leaves no checkpoint.
+        self._saved_step = progress.step
+
+    def save(self) -> None:
+        """Saves where the run stands, unless that has been done; collective."""
+        if self._saved_step == self.progress.step:
+            return
+        weights, moments = self.engine.weights(), self.engine.optimizer_state()
+        self.ranks.on_main(lambda: save_checkpoint(self.output_dir, weights, moments, self.progress, self.keep))
+        self._saved_step = self.progress.step
+
+    def load_best(self) -> None:
+        """Puts the weights of the best evaluation into the engine, where they are not the last ones."""
+        best = self.progress.best_step
+        if best is not None and best != self.progress.step:
+            weights, _, _ = load_checkpoint(checkpoint_path(self.output_dir, best))
+            self.engine.load_weights(weights)
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -74,13 +123,14 @@ def load_checkpoint(folder: Path) -> tuple[State, State, Progress]:
     """(weights, optimizer state, progress) of one checkpoint.
 
     Raises:
-        ValueError: for a damaged or incomplete one.
+        UserError: for a damaged or incomplete one.
     """
     try:
-        progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+        values = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        progress = Progress(**{entry.name: values[entry.name] for entry in fields(Progress) if entry.name in values})
         return load_file(folder / ADAPTER_WEIGHTS), load_file(folder / OPTIMIZER_WEIGHTS), progress
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder}: damaged checkpoint ({error}); remove the folder to resume from an older one"
         ) from error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,6 +12,8 @@ from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
 from sktune.model.tuned_model import TunedModel
 from sktune.tasks.heads import TrainedHead, summed_features
+from sktune.training.evaluate import model_inputs
+from sktune.training.steps import Steps
 
 CENTRE_BATCHES = 2
 """Global batches that are read for the centre: the first, and the one after it.
@@ -27,13 +30,14 @@ def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
     Before the engine is built: what DeepSpeed keeps of the parameters is copied from them there.
     """
     if isinstance(model.head, TrainedHead):
-        per_row = [row.labels if isinstance(row.labels, list) else [row.labels] for row in rows]
-        labels = torch.tensor([label for labels in per_row for label in labels])
-        model.head.set_prior(labels[model.head.counted(labels, None)])
+        labels: list[Any] = [row.labels for row in rows]
+        if model.head.per_token:
+            labels = [label for of_row in labels for label in of_row]
+        model.head.set_prior(torch.tensor(labels))
 
 
 @torch.no_grad()
-def set_centre(model: TunedModel, engine: Engine, batches: Iterable[dict[str, torch.Tensor]], ranks: Ranks) -> None:
+def set_centre(model: TunedModel, engine: Engine, steps: Steps, ranks: Ranks) -> None:
     """Reads this rank's share of the first global batches for the head's centre; every rank takes part.
 
     In evaluation mode: the mean is to be of what the model reads, not of one draw of dropout, which differs by rank.
@@ -41,7 +45,7 @@ def set_centre(model: TunedModel, engine: Engine, batches: Iterable[dict[str, to
     if isinstance(model.head, TrainedHead):
         engine.set_training(False)
         with summed_features(model.head) as own:
-            for batch in batches:
-                engine(**batch, num_items_in_batch=1)
+            for batch in (batch for step in range(CENTRE_BATCHES) for batch in steps.own(step)):
+                engine(**model_inputs(batch, ranks.device), num_items_in_batch=1)
         engine.set_training(True)
         model.head.set_centre(torch.tensor(ranks.sum(own.tolist()), dtype=torch.float64))

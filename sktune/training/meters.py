@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,16 +21,19 @@ WARMUP_STEPS = 3
 class ThroughputMeter:
     """Counts samples and tokens of timed steps; evaluation, checkpoints and the first steps are outside."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, train_seconds: float = 0.0, real_tokens: int = 0) -> None:
         self.ranks = ranks
         self.steps = 0
-        self.train_seconds = 0.0
-        self.total_real_tokens = 0
+        self.train_seconds = train_seconds  # of all steps, those of an earlier part of the run included
+        self.total_real_tokens = real_tokens
         self._timed = [0.0] * 4  # seconds, samples, real tokens, padded tokens
 
     @contextmanager
-    def step(self, samples: int, real_tokens: int, padded_tokens: int) -> Iterator[None]:
-        """Times one optimizer step of this rank; padded_tokens counts padding too."""
+    def step(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[None]:
+        """Times one optimizer step of this rank over its collated batches."""
+        samples = sum(int(batch["valid"].sum()) for batch in batches)
+        real_tokens = sum(int(batch["attention_mask"][batch["valid"]].sum()) for batch in batches)
+        padded_tokens = sum(batch["attention_mask"].numel() for batch in batches)  # real ones too
         self._synchronize()
         start = time.perf_counter()
         yield

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sktune.distributed.engine import State
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.files import (
     ADAPTER_FOLDER,
     CHECKPOINTS_FOLDER,
@@ -24,8 +26,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import LoadedRecipe, flatten, load_recipe_document
-from sktune.training.assembly import recipe_text
-from sktune.training.checkpoint import latest_checkpoint
+from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def kept_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Keeps an output folder to this command, by a lock that the main rank holds; see `files.locked`.
 
     Raises:
-        ValueError: on all ranks, where another process has it.
+        UserError: on all ranks, where another process has it.
     """
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(locked(folder)))
@@ -53,17 +54,21 @@ def kept_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 @contextmanager
-def claim_output(loaded: LoadedRecipe, output_dir: Path, ranks: Ranks) -> Iterator[Path | None]:
+def claim_output(
+    loaded: LoadedRecipe, output_dir: Path, ranks: Ranks
+) -> Iterator[tuple[Path | None, State, State, Progress]]:
     """Keeps the output folder to this run and makes it ready; one rank decides for all.
 
     Yields:
-        The checkpoint to resume from, or None for a run that starts anew.
+        The checkpoint to resume from with its weights, optimizer state and progress; None and empty ones for a run that
+        starts anew.
 
     Raises:
-        ValueError: where the folder holds a run that this one neither continues nor may replace, or one is going on.
+        UserError: where the folder holds a run that this one neither continues nor may replace, or one is going on.
     """
     with kept_folder(output_dir, ranks):
-        yield ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
+        checkpoint = ranks.broadcast(ranks.on_main(lambda: _claim(loaded, output_dir)))
+        yield (checkpoint, *(load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())))
 
 
 def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
@@ -71,7 +76,7 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
     used = (output_dir / RECIPE_FILE).exists()
     checkpoint = latest_checkpoint(output_dir) if recipe.training.resume == "auto" else None
     if used and checkpoint is None and not recipe.output.overwrite and recipe.training.resume != "auto":
-        raise ValueError(
+        raise UserError(
             f"output.dir: {output_dir} already holds a run; continue it with training.resume=auto (--resume), "
             "start anew with output.overwrite=true, or choose another folder"
         )
@@ -81,7 +86,7 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
         for name in _OF_A_RUN:
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_whole(output_dir / RECIPE_FILE, recipe_text(loaded))
+    write_whole(output_dir / RECIPE_FILE, loaded.text())
     return checkpoint
 
 
@@ -96,7 +101,7 @@ def _check_same_run(loaded: LoadedRecipe, earlier_file: Path) -> None:
     refused = sorted(key for key in changed if key == "training.seed" or not key.startswith(CHANGEABLE_ON_RESUME))
     if refused:
         listed = "; ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in refused)
-        raise ValueError(
+        raise UserError(
             f"training.resume: the run in {earlier_file.parent} was another one: {listed}; change it back, or use "
             "another output.dir"
         )

@@ -1,43 +1,54 @@
-"""A run from recipe to adapter folder and MLflow run."""
+"""A run from recipe to adapter folder and MLflow run: `train` is the whole of it."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sktune.data import EncodedSplit
-from sktune.distributed.deepspeed_config import size_deepspeed_config
-from sktune.distributed.deepspeed_engine import DeepSpeedEngine
-from sktune.distributed.engine import Engine, State
-from sktune.distributed.optimizer import build_optimizer
-from sktune.distributed.plain_engine import PlainEngine
+import torch
+
+from sktune.data import Row
+from sktune.distributed.engine import State
+from sktune.distributed.optimizer import rate_factor
 from sktune.distributed.ranks import Ranks
 from sktune.files import ADAPTER_FOLDER, DEEPSPEED_FILE, SUMMARY_FILE, write_whole
+from sktune.model.adapter import write_adapter
 from sktune.model.tuned_model import fold_centre, put_weights
+from sktune.progress import progress as shown_progress
 from sktune.recipe import LoadedRecipe
-from sktune.tasks.predictions import Scores
-from sktune.tracking import Tracker, start_tracking
-from sktune.training import stopping
-from sktune.training.assembly import Assembly, assemble, save_adapter
-from sktune.training.checkpoint import Progress, load_checkpoint
-from sktune.training.evaluation import evaluate
-from sktune.training.head_start import set_prior
-from sktune.training.loop import Loop, plan_steps
+from sktune.tasks.task import Scores
+from sktune.tracking import Tracker, names
+from sktune.training.checkpoint import Checkpoints, Progress
+from sktune.training.evaluate import evaluate, model_inputs
+from sktune.training.fingerprint import compare, fingerprint
+from sktune.training.head_start import set_centre, set_prior
 from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
-from sktune.training.reporting import decisions, log_results, run_name, run_tags
-from sktune.training.untrained import Untrained
+from sktune.training.report import decisions, log_results, summarize
+from sktune.training.setup import Setup, build_engine, prepare
+from sktune.training.steps import Steps
+from sktune.training.stopping import Stopped, decide, deferred, votes
+from sktune.training.tracked import tracked
 
 logger = logging.getLogger(__name__)
+
+TRIAL_BATCHES = 2
+"""Evaluation batches tried before the first step, so that a crash in evaluation costs seconds."""
 
 
 def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Runs a recipe on this rank and returns the summary that is also written to `summary.json`.
+
+    A step's batch, learning rate and random numbers are functions of the seed and the step alone. So batches cut 4x1,
+    1x4 or over 2 ranks give one trajectory, and a resumed run needs nothing but weights, moments and the step. A run
+    that trains nothing is one of zero steps: it is evaluated.
 
     Args:
         loaded: the recipe, and how it was written.
@@ -45,198 +56,219 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         tags: of the MLflow run, besides those of every run.
 
     Raises:
-        ValueError: for whatever the user can correct.
-        FloatingPointError: where the loss stops being a number.
-        Stopped: where the command was told to stop.
+        UserError: for whatever the user can correct.
+        FloatingPointError: before an update with a non-finite loss; the last checkpoint is untouched.
+        Stopped: where a rank was told to stop; during training on all ranks after the same step, of which there is a
+            checkpoint.
     """
-    output_dir = Path(loaded.recipe.output.dir)
-    with claim_output(loaded, output_dir, ranks) as checkpoint:
-        return _run(loaded, ranks, tags or {}, output_dir, checkpoint)
-
-
-def _run(
-    loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str], output_dir: Path, checkpoint: Path | None
-) -> dict[str, Any]:
-    recipe = loaded.recipe
-    weights, moments, progress = load_checkpoint(checkpoint) if checkpoint else ({}, {}, Progress())
-    tracker: Tracker | None = None
-    started = time.time()
-    try:
-        start = partial(
-            start_tracking,
-            recipe.tracking,
-            recipe_params=loaded.loggable(),
-            tags={**run_tags(recipe, ranks), **tags},
-            run_name=run_name(recipe),
-            run_id=progress.run_id,
-            output_dir=output_dir,
-            is_main=ranks.is_main,
-        )
-        tracker = ranks.on_main(start) or start()
-        assembly = assemble(recipe, ranks)
-        encoded = _encode_training(assembly)
+    recipe, training, output_dir = loaded.recipe, loaded.recipe.training, Path(loaded.recipe.output.dir)
+    patience, started = training.early_stopping_patience, time.time()
+    with (
+        claim_output(loaded, output_dir, ranks) as (checkpoint, weights, moments, progress),
+        tracked(loaded, ranks, progress.run_id, tags or {}) as tracker,
+    ):
+        # From the recipe to a model in an engine, as the checkpoint left it or at its start.
+        progress.run_id = ranks.broadcast(tracker.run_id)
+        setup = prepare(recipe, ranks)
+        assert setup.raw is not None
+        rows = setup.training_rows()
         if checkpoint:
-            put_weights(assembly.model, weights, str(checkpoint))
-        elif encoded is not None:
-            set_prior(assembly.model, encoded.rows)
-        engine, ds_config = build_engine(assembly, ranks)
+            put_weights(setup.model, weights, str(checkpoint))
+        elif rows is not None:
+            set_prior(setup.model, rows)
+        engine, ds_config = build_engine(setup, ranks)
         if checkpoint:
             engine.load_optimizer_state(moments, progress.step)
-        loop = _build_loop(assembly, encoded, engine, ranks, tracker, output_dir, progress)
-        trainable, total = assembly.model.parameter_counts()
-        for line in decisions(recipe, ranks, loop, trainable, total, ds_config, checkpoint):
+        validation = setup.encode_for_scoring(setup.raw.validation, "validation")
+        read = fingerprint(setup, rows, validation)
+        if checkpoint:
+            compare(progress.read, read, str(checkpoint))
+        progress.read = read
+        steps = None if rows is None else Steps(setup, rows, ranks)
+        total = 0 if steps is None else steps.total
+        if steps is not None:
+            _note_batch(progress, steps)
+        reset_peak_memory(ranks.device)
+        for line in decisions(setup, ranks, steps, ds_config, checkpoint):
             logger.info(line)
-        stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
-        tracker.set_tags({"zero_stage": stage})
-        if ds_config is not None and ranks.is_main:
-            write_whole(output_dir / DEEPSPEED_FILE, json.dumps(ds_config, indent=1))
-            tracker.log_artifact(output_dir / DEEPSPEED_FILE)
-        at_rest = frozen_bytes(assembly.model.backbone)
-        progress = loop.run()
+        _keep_engine_config(ds_config, output_dir, tracker, ranks)
+        at_rest = frozen_bytes(setup.model.backbone)
+        meter = ThroughputMeter(ranks, progress.train_seconds, progress.real_tokens)
+        checkpoints = Checkpoints(output_dir, training.save_total_limit, engine, ranks, progress)
+
+        with deferred():
+            if steps is not None and progress.step == 0:
+                set_centre(setup.model, engine, steps, ranks)
+            if validation is not None and progress.step < total:
+                evaluate(setup, engine, validation, ranks, TRIAL_BATCHES)
+            engine.set_training(True)
+            stop_votes = [0.0, 0.0]  # all ranks', see `stopping`
+            with shown_progress("training", total, "steps", done=progress.step, tenths=False) as advance:
+                while True:
+                    # What is due after a step, and where no step is to come: to stop, an evaluation, a checkpoint.
+                    with _saved_where_stopped(checkpoints):
+                        decide(stop_votes)
+                        if validation is not None and _evaluation_is_due(progress, steps, training.eval_steps):
+                            metrics = evaluate(setup, engine, validation, ranks).metrics
+                            better = progress.note(metrics, setup.metric, training.early_stopping_threshold)
+                            _log_validation(tracker, progress, total, metrics, better)
+                            if better or training.save_steps is None:
+                                checkpoints.save()
+                        if steps is not None and _checkpoint_is_due(progress, steps, training.save_steps, validation):
+                            checkpoints.save()
+                    if steps is None or progress.step >= total or progress.stops_early(patience):
+                        break
+
+                    # One optimizer step over all ranks.
+                    step, labels, batches = progress.step, steps.labels(progress.step), steps.own(progress.step)
+                    rate = engine.set_rate(rate_factor(training, step, total))
+                    torch.manual_seed(hash((training.seed, step, ranks.rank)) % 2**63)
+                    own_loss = 0.0
+                    with meter.step(batches):
+                        for batch in batches:
+                            output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=max(labels, 1))
+                            assert output.loss is not None
+                            own_loss += float(output.loss.detach())
+                            engine.backward(output.loss)
+                        loss, *stop_votes = ranks.sum([own_loss, *votes()])
+                        _check_loss(loss, step)
+                        norm = engine.step()
+                        _check_gradient(norm, step)
+                    progress.step += 1
+                    progress.train_seconds, progress.real_tokens = meter.train_seconds, meter.total_real_tokens
+                    progress.unlogged_loss += loss * labels
+                    progress.unlogged_labels += labels
+                    advance(1)
+                    if progress.step % training.logging_steps == 0 or progress.step in (1, total):
+                        _log_step(tracker, progress, steps, meter, norm, rate)
+            if progress.step < total:
+                logger.info("stopped early: no better %s in %d evaluations", setup.metric, patience)
+            checkpoints.save()
+            checkpoints.load_best()
+
         final_weights = fold_centre(engine.weights())
-        if assembly.model.constants():
+        if setup.model.constants():
             engine.load_weights(final_weights)  # what is scored is what is saved
-        test_rows = assembly.encode_for_scoring(assembly.raw.test, "test") if assembly.raw else None
-        test = None if test_rows is None else evaluate(assembly, engine, test_rows, ranks)
-        with stopping.deferred():  # what has come this far is completed
-            summary = _summarize(loop, progress, test, ranks, trainable, total, at_rest, time.time() - started)
-            summary["adapter_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in final_weights.values())
-            ranks.on_main(partial(_keep_results, loaded, tracker, assembly, final_weights, test, summary))
+        test_rows = setup.encode_for_scoring(setup.raw.test, "test")
+        test = None if test_rows is None else evaluate(setup, engine, test_rows, ranks)
+        with deferred():  # what has come this far is completed
+            summary = summarize(setup, ranks, progress, meter, test, at_rest)
+            summary[names.WALL_SECONDS] = time.time() - started
+            summary[names.ADAPTER_BYTES] = sum(value.numel() * value.element_size() for value in final_weights.values())
+            ranks.on_main(partial(_keep_results, loaded, tracker, setup, final_weights, test, summary))
             tracker.finish("FINISHED")
             ranks.barrier()
         return summary
-    except BaseException as error:
-        if tracker is not None:
-            # When one rank fails, the launcher terminates the others: the main one still has to say so to MLflow.
-            with stopping.deferred(late=False):
-                killed = bool(stopping.requested()) or isinstance(error, KeyboardInterrupt | SystemExit)
-                tracker.finish("KILLED" if killed else "FAILED", f"{type(error).__name__}: {error}")
+
+
+# -- what is due --------------------------------------------------------------------------------------------------
+
+
+def _evaluation_is_due(progress: Progress, steps: Steps | None, every: int | None) -> bool:
+    if progress.is_evaluated:
+        return False  # done before the run was stopped
+    if steps is None or progress.step == steps.total:
+        return True
+    return progress.step > 0 and progress.step % (every or steps.per_epoch) == 0
+
+
+def _checkpoint_is_due(progress: Progress, steps: Steps, every: int | None, validation: Sequence[Row] | None) -> bool:
+    if every is not None:
+        return progress.step % every == 0
+    return validation is None and progress.step % steps.per_epoch == 0
+
+
+@contextmanager
+def _saved_where_stopped(checkpoints: Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stop:
+        if stop.together:
+            checkpoints.save()
         raise
+
+
+def _check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss} at step {step + 1}, before its update; lower training.learning_rate, "
+            "lengthen the warm-up, or use model.dtype bfloat16 or float32 instead of float16"
+        )
+
+
+def _check_gradient(norm: float, step: int) -> None:
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient became {norm} at step {step + 1} while the loss was finite; the last checkpoint is "
+            "untouched; lower training.learning_rate, or use model.dtype bfloat16 or float32"
+        )
+
+
+# -- what is kept -------------------------------------------------------------------------------------------------
+
+
+def _note_batch(progress: Progress, steps: Steps) -> None:
+    if progress.step and progress.global_batch_size != steps.global_batch_size:
+        logger.warning(
+            "resuming with a global batch of %d instead of %d: the data goes on from step %d of the new order",
+            steps.global_batch_size, progress.global_batch_size, progress.step,
+        )  # fmt: skip
+    progress.global_batch_size, progress.world_size = steps.global_batch_size, steps.ranks.world_size
+
+
+def _keep_engine_config(ds_config: dict[str, Any] | None, output_dir: Path, tracker: Tracker, ranks: Ranks) -> None:
+    stage = "none" if ds_config is None else str(ds_config["zero_optimization"].get("stage", 0))
+    tracker.set_tags({names.ZERO_STAGE_TAG: stage})
+    if ds_config is not None and ranks.is_main:
+        write_whole(output_dir / DEEPSPEED_FILE, json.dumps(ds_config, indent=1))
+        tracker.log_artifact(output_dir / DEEPSPEED_FILE)
+
+
+def _log_step(
+    tracker: Tracker, progress: Progress, steps: Steps, meter: ThroughputMeter, norm: float, rate: float
+) -> None:
+    """Logs what has come since the last call; collective."""
+    step, epoch, rates = progress.step, progress.step / steps.per_epoch, meter.rates()
+    loss = progress.unlogged_loss / max(progress.unlogged_labels, 1)
+    progress.unlogged_loss, progress.unlogged_labels = 0.0, 0
+    tracker.log_metrics(
+        {
+            names.LOSS: loss,
+            names.LEARNING_RATE: rate,
+            names.GRADIENT_NORM: norm,
+            names.EPOCH: epoch,
+            **{names.speed(name): value for name, value in rates.items()},
+        },
+        step,
+    )
+    peaks = peak_memory(meter.ranks.device)
+    memory = peaks.get("gpu_allocated_peak_bytes", peaks["resident_peak_bytes"])
+    speed = f"{rates['real_tokens_per_second']:,.0f} tokens/s" if rates else "warming up"
+    logger.info(
+        "step %d/%d  epoch %.2f  loss %.4f  grad %.3f  lr %.2e  %s  peak %.0f MB",
+        step, steps.total, epoch, loss, norm, rate, speed, memory / 1e6,
+    )  # fmt: skip
+
+
+def _log_validation(
+    tracker: Tracker, progress: Progress, total: int, metrics: Mapping[str, float], better: bool
+) -> None:
+    tracker.log_metrics({names.of_split("validation", name): value for name, value in metrics.items()}, progress.step)
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    logger.info("step %d/%d  validation: %s%s", progress.step, total, shown, "  (best)" if better else "")
 
 
 def _keep_results(
     loaded: LoadedRecipe,
     tracker: Tracker,
-    assembly: Assembly,
+    setup: Setup,
     weights: State,
     test: Scores | None,
     summary: dict[str, Any],
 ) -> None:
     output_dir = Path(loaded.recipe.output.dir)
-    metrics = {key: value for key, value in summary.items() if key.startswith(("validation/", "test/"))}
-    save_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, assembly.labels, metrics)
+    scores = (names.of_split("validation"), names.of_split("test"))
+    metrics = {key: value for key, value in summary.items() if key.startswith(scores)}
+    write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics)
     write_whole(output_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
-    log_results(tracker, output_dir, assembly, test, summary)
-
-
-def build_engine(assembly: Assembly, ranks: Ranks) -> tuple[Engine, dict[str, Any] | None]:
-    """The engine the recipe asks for, and its DeepSpeed configuration (None for plain PyTorch)."""
-    recipe = assembly.recipe
-    parameters = assembly.model.trainable_parameters()
-    optimizer = build_optimizer(parameters, recipe.training)
-    for part in assembly.model.children():
-        if part is not assembly.model.backbone:  # it is there already, whole or in shares
-            part.to(ranks.device)
-    sharding = assembly.sharding
-    # Without an optimizer there is nothing for ZeRO-1 and -2 to share.
-    if sharding.config is None or (optimizer is None and not sharding.sharded):
-        return PlainEngine(assembly.model, optimizer, recipe.training.max_grad_norm, ranks), None
-    config = size_deepspeed_config(
-        sharding.config,
-        shipped=sharding.shipped,
-        training=recipe.training,
-        backbone=assembly.model.backbone,
-        trainable=sum(p.numel() for p in parameters.values()),
-        ranks=ranks.world_size,
-    )
-    return DeepSpeedEngine(assembly.model, optimizer, config, ranks), config
-
-
-def _encode_training(assembly: Assembly) -> EncodedSplit | None:
-    """The training split, or None where nothing trains; what was noticed goes to the log."""
-    assert assembly.raw is not None
-    if not assembly.model.trainable_parameters():
-        return None
-    encoded = assembly.encode(assembly.raw.train, "train")
-    for line in encoded.report:
-        logger.info(line)
-    return encoded
-
-
-def _build_loop(
-    assembly: Assembly,
-    encoded: EncodedSplit | None,
-    engine: Engine,
-    ranks: Ranks,
-    tracker: Tracker,
-    output_dir: Path,
-    progress: Progress,
-) -> Loop | Untrained:
-    assert assembly.raw is not None
-    progress.run_id = ranks.broadcast(tracker.run_id)
-    progress.seed = assembly.recipe.training.seed
-    progress.world_size = ranks.world_size
-    meter = ThroughputMeter(ranks)
-    meter.train_seconds, meter.total_real_tokens = progress.train_seconds, progress.real_tokens
-    validation_rows = assembly.encode_for_scoring(assembly.raw.validation, "validation")
-    if encoded is None:
-        reset_peak_memory(ranks.device)
-        return Untrained(assembly, validation_rows, engine, ranks, tracker, progress, meter)
-    rows = list(encoded.rows)
-    batches, total_steps = plan_steps(assembly, encoded.lengths, ranks.world_size)
-    if progress.step and progress.global_batch_size != batches.global_batch_size:
-        logger.warning(
-            "resuming with a global batch of %d instead of %d: the data goes on from step %d of the new order",
-            batches.global_batch_size, progress.global_batch_size, progress.step,
-        )  # fmt: skip
-    progress.global_batch_size = batches.global_batch_size
-    reset_peak_memory(ranks.device)
-    return Loop(
-        assembly=assembly,
-        train_rows=rows,
-        validation_rows=validation_rows,
-        engine=engine,
-        ranks=ranks,
-        tracker=tracker,
-        output_dir=output_dir,
-        batches=batches,
-        total_steps=total_steps,
-        progress=progress,
-        meter=meter,
-    )
-
-
-def _summarize(
-    loop: Loop | Untrained,
-    progress: Progress,
-    test: Scores | None,
-    ranks: Ranks,
-    trainable: int,
-    total: int,
-    at_rest: int,
-    wall_seconds: float,
-) -> dict[str, Any]:
-    """Final numbers of a run; collective."""
-    summary: dict[str, Any] = {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "trainable_parameters": trainable,
-        "all_parameters": total,
-        "wall_seconds": wall_seconds,
-        "train_seconds": loop.meter.train_seconds,
-        "real_tokens": ranks.sum([float(loop.meter.total_real_tokens)])[0],
-    }
-    best = next((h for h in progress.history if h["step"] == progress.best_step), None)
-    if best is not None:
-        summary |= {f"validation/{name}": value for name, value in best.items() if name != "step"}
-    if test is not None:
-        summary |= {f"test/{name}": value for name, value in test.metrics.items()}
-    summary |= {f"speed/{name}": value for name, value in loop.meter.rates().items()}
-    per_rank = ranks.gather({**peak_memory(ranks.device), "frozen_bytes": float(at_rest)})
-    for name in per_rank[0]:
-        summary[f"memory/{name}"] = max(entry[name] for entry in per_rank)
-        for rank, entry in enumerate(per_rank):
-            summary[f"memory/rank{rank}/{name}"] = entry[name]
-    own = "gpu_allocated_peak_bytes" if ranks.device.type == "cuda" else "resident_peak_bytes"
-    summary["memory/peak_bytes"] = summary[f"memory/{own}"]
-    return summary
+    log_results(tracker, output_dir, setup, test, summary)

@@ -30,7 +30,7 @@ def decide_sharding(recipe: Recipe, ranks: Ranks) -> Sharding:
     """Reads the DeepSpeed configuration and decides; collective.
 
     Raises:
-        ValueError: for a configuration that cannot be used.
+        UserError: for a configuration that cannot be used.
     """
     name = recipe.distributed.deepspeed
     if name is None:

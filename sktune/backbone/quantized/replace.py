@@ -14,6 +14,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from sktune.backbone.quantized.eight_bit import FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import FrozenLinear4bit
 from sktune.backbone.quantized.frozen_linear import FrozenLinear
+from sktune.errors import UserError
 from sktune.sections import QuantizationSection
 
 
@@ -30,7 +31,7 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
         dtype: the model's.
 
     Raises:
-        ValueError: where nothing would be quantized, or an entry of `skip_modules` names nothing or is no pattern.
+        UserError: where nothing would be quantized, or an entry of `skip_modules` names nothing or is no pattern.
     """
     head = network.get_output_embeddings()
     linears = {name: module for name, module in network.named_modules() if module is head or _is_plain_linear(module)}
@@ -39,7 +40,7 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
         named = [name for name in linears if _is_named(name, pattern, network)]
         if not named:
             kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
-            raise ValueError(
+            raise UserError(
                 f"quantization.skip_modules: no linear layer of {network.config.model_type} is called {pattern!r}; "
                 f"there are {', '.join(kinds)}"
             )
@@ -47,7 +48,7 @@ def replace_linears(network: PreTrainedModel, quantization: QuantizationSection,
     body = set(getattr(network, network.base_model_prefix, network).modules()) - {head}
     chosen = {name: module for name, module in linears.items() if name not in skipped and module in body}
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"quantization: no linear layer of {network.config.model_type} is left to quantize; "
             "shorten quantization.skip_modules, or set load_in_4bit and load_in_8bit to false"
         )
@@ -69,7 +70,7 @@ def _is_named(name: str, pattern: str, network: PreTrainedModel) -> bool:
     try:
         return not all(should_convert_module(known, [pattern]) for known in names)
     except re.error as error:
-        raise ValueError(
+        raise UserError(
             f"quantization.skip_modules: {pattern!r} is neither a name nor a regular expression ({error}); "
             "give the end of a layer's name, such as q_proj, or a pattern such as layers.(0|1)"
         ) from error

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import UpperLayersConfig
 
 
-class BottleneckAdapterConfig(MethodConfig):
+class BottleneckAdapterConfig(UpperLayersConfig):
     """Bottleneck networks behind the sublayers (Houlsby et al., arXiv 1902.00751; Pfeiffer et al., 2005.00247)."""
 
     name: Literal["bottleneck_adapter"] = "bottleneck_adapter"

@@ -12,6 +12,7 @@ from sktune.backbone import Backbone, Woven
 from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.semantic.adapter import ACTIVATIONS
+from sktune.methods.upper_layers import number_of
 
 
 class Bottleneck(nn.Module):
@@ -33,11 +34,12 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckAdapter(Method):
-    """One adapter behind each block's feed-forward (pfeiffer), and one behind its attention too (houlsby)."""
+    """One adapter behind the feed-forward of each of the upper `layers`, houlsby: and one behind its attention too."""
 
     def __init__(self, config: BottleneckAdapterConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         places = backbone.sublayer_outputs()
+        places = places[-number_of(config.layers, len(places)) :]
         chosen = [place for pair in places for place in (pair if config.placement == "houlsby" else pair[1:])]
         self.adapters = nn.ModuleList(Bottleneck(backbone.hidden_size, config) for _ in chosen)
         name_of = {id(module): name for name, module in backbone.model.named_modules()}

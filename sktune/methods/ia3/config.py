@@ -8,11 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from sktune.errors import Problem
-from sktune.methods.config import MethodConfig
-from sktune.sections import DataSection, TaskSection
+from sktune.methods.upper_layers import UpperLayersConfig
+from sktune.sections import DataSection
+from sktune.tasks.config import TaskConfig
 
 
-class IA3Config(MethodConfig):
+class IA3Config(UpperLayersConfig):
     """Learned scales of keys, values and inner activations (Liu et al., arXiv 2205.05638)."""
 
     name: Literal["ia3"] = "ia3"
@@ -23,7 +24,7 @@ class IA3Config(MethodConfig):
         None, description="Those of target_modules whose input is scaled instead of their output."
     )
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if strangers := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):
             yield Problem(
                 "method.feedforward_modules",

@@ -8,8 +8,8 @@ import peft
 
 from sktune.backbone import Backbone, Woven
 from sktune.methods.ia3.config import IA3Config
-from sktune.methods.method import Method
-from sktune.methods.peft_layers import inject
+from sktune.methods.method import Method, without_decay
+from sktune.methods.peft_layers import inject, lower_blocks
 
 
 class IA3(Method):
@@ -21,8 +21,11 @@ class IA3(Method):
             target_modules=None if config.target_modules is None else list(config.target_modules),
             feedforward_modules=None if config.feedforward_modules is None else list(config.feedforward_modules),
             fan_in_fan_out=backbone.stores_transposed,
+            exclude_modules=lower_blocks(backbone, config.layers),
         )
-        self.layers = inject(layers, backbone, "ia3")
+        inserted = inject(layers, backbone, "ia3")
+        self.inserted = inserted.names
+        without_decay(inserted.parameters)
 
     def weave(self, backbone: Backbone) -> Woven:
-        return Woven(layers=self.layers)
+        return Woven(layers=self.inserted)

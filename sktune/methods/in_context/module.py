@@ -5,8 +5,8 @@ Template and demonstrations: `sktune.methods.template`.
 
 from __future__ import annotations
 
-from sktune.methods.method import Method
+from sktune.methods.template.method import TemplateMethod
 
 
-class InContext(Method):
+class InContext(TemplateMethod):
     """The frozen model as it is."""

@@ -6,16 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import UpperLayersConfig
 
 
-class LlamaAdapterConfig(MethodConfig):
+class LlamaAdapterConfig(UpperLayersConfig):
     """Prompts in the upper layers behind gates that start at zero (Zhang et al., arXiv 2303.16199)."""
 
     name: Literal["llama_adapter"] = "llama_adapter"
     num_virtual_tokens: int = Field(10, ge=1, description="Of each layer's prompt.")
-    layers: int | None = Field(None, ge=1, description="How many of the top layers; null: all but the lowest two.")
-
-    @property
-    def depth_needed(self) -> int:
-        return self.layers or 0
+    layers: int | str | None = Field(
+        None,
+        description="How many of the upper blocks take part, or a share such as 1/2; null: all but the lowest two.",
+    )

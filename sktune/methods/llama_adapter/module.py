@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
 from sktune.backbone.attention import GatedPrompt
+from sktune.errors import UserError
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
+from sktune.methods.upper_layers import number_of
 
 UNTOUCHED = 2
 """Lowest layers left alone unless the recipe says how many take part, as in the paper (30 of 32)."""
@@ -29,16 +32,14 @@ class LlamaAdapter(Method):
     ) -> None:
         super().__init__()
         depth = backbone.config.num_hidden_layers
-        count = max(1, depth - UNTOUCHED) if config.layers is None else config.layers
-        if count > depth:
-            raise ValueError(f"method.layers: {count} is more than the model's {depth}; allowed: 1 to {depth}")
+        count = max(1, depth - UNTOUCHED) if config.layers is None else number_of(config.layers, depth)
         if backbone.uses_cache_for_prefix:
-            raise ValueError(_not_available(backbone))
+            raise UserError(_not_available(backbone))
         backbone.use_prefix_attention()
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
-        self.text = PromptText(ordinary_tokens(tokenizer)[:1], backbone.hidden_size, trainable=False)
+        self.text = PromptText(ordinary_tokens(tokenizer, backbone)[:1], backbone.hidden_size, trainable=False)
 
     def weave(self, backbone: Backbone) -> Woven:
         gated = []
@@ -46,7 +47,7 @@ class LlamaAdapter(Method):
         for name, prompt, gate in zip(names, self.prompts.to(backbone.dtype), self.gates, strict=True):
             module = backbone.model.get_submodule(name)
             key, value = module.get_submodule("k_proj")(prompt), module.get_submodule("v_proj")(prompt)
-            gated.append((name, GatedPrompt(key, value, gate.tanh())))
+            gated.append((name, GatedPrompt(_normed(module, key), value, gate.tanh())))
         return Woven(gated=gated)
 
     def _attention_modules(self, backbone: Backbone) -> list[str]:
@@ -56,10 +57,61 @@ class LlamaAdapter(Method):
                 read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone))
             modules = [backbone.model.get_submodule(name) for name in read.modules]
             if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in modules):
-                raise ValueError(_not_available(backbone))
+                raise UserError(_not_available(backbone))
+            for module in modules:
+                _check_attention(module, backbone)
             self._read_once = read.modules
         names: list[str] = self._read_once
         return names
+
+
+_KNOWN_PARTS = frozenset(
+    {"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense", "q_norm", "k_norm", "rotary_emb"}
+)
+"""What an attention layer may be made of, so that its prompt is projected as its input is."""
+
+
+def _check_attention(module: nn.Module, backbone: Backbone) -> None:
+    """Refuses attention that does more to keys, values or scores than this module repeats for the prompt.
+
+    Raises:
+        UserError: naming what it does.
+    """
+    unknown = [
+        name
+        for name, part in module.named_children()
+        if name not in _KNOWN_PARTS and ("norm" in name or any(True for _ in part.parameters()))
+    ]
+    unknown += [name for name, _ in module.named_parameters(recurse=False)]
+    shape = _norm_shape(module)
+    if shape is not None and (len(shape) > 1 or backbone.key_value_width % shape[0]):
+        unknown.append(f"k_norm of shape {list(shape)}")
+    if getattr(backbone.config, "attn_logit_softcapping", None):
+        unknown.append("attn_logit_softcapping")
+    if unknown:
+        raise UserError(
+            f"method.name: llama_adapter is not available for {backbone.family}: its attention has "
+            f"{', '.join(unknown)}, which the prompt would not pass through; use prefix_tuning"
+        )
+
+
+def _norm_shape(module: nn.Module) -> Sequence[int] | None:
+    """Shape of the weight of the layer's norm of keys; None where it has none."""
+    norm = getattr(module, "k_norm", None)
+    if norm is None or isinstance(norm, nn.Identity):
+        return None
+    # Under ZeRO-3 a weight outside its module's forward is empty; its shape is kept beside it.
+    shape: Sequence[int] = getattr(norm.weight, "ds_shape", norm.weight.shape)
+    return shape
+
+
+def _normed(module: nn.Module, key: torch.Tensor) -> torch.Tensor:
+    """Keys [P, kv_heads * head_dim] through the layer's own norm of keys, where it has one: per head, or over all."""
+    shape = _norm_shape(module)
+    if shape is None:
+        return key
+    normed: torch.Tensor = module.get_submodule("k_norm")(key.unflatten(-1, (-1, shape[0])))
+    return normed.flatten(-2)
 
 
 def _not_available(backbone: Backbone) -> str:

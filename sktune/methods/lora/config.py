@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import UpperLayersConfig
 
 
-class LoraConfig(MethodConfig):
+class LoraConfig(UpperLayersConfig):
     """Low-rank updates of linear layers (Hu et al., arXiv 2106.09685)."""
 
     name: Literal["lora"] = "lora"

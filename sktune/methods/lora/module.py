@@ -9,7 +9,7 @@ import peft
 from sktune.backbone import Backbone, Woven
 from sktune.methods.lora.config import LoraConfig
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import inject
+from sktune.methods.peft_layers import inject, lower_blocks
 
 
 class Lora(Method):
@@ -23,10 +23,11 @@ class Lora(Method):
             lora_dropout=config.dropout,
             target_modules=None if config.target_modules is None else list(config.target_modules),
             fan_in_fan_out=backbone.stores_transposed,
+            exclude_modules=lower_blocks(backbone, config.layers),
         )
-        self.layers = inject(layers, backbone, "lora")
+        self.inserted = inject(layers, backbone, "lora").names
         if config.dropout:
             backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))
 
     def weave(self, backbone: Backbone) -> Woven:
-        return Woven(layers=self.layers)
+        return Woven(layers=self.inserted)

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.methods.config import MethodConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.sections import DataSection, idle
+from sktune.tasks.config import TaskConfig
 
 
 class PTuningConfig(MethodConfig):
@@ -29,7 +30,7 @@ class PTuningConfig(MethodConfig):
     def opens_sequence(self) -> bool:
         return self.template is not None
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if self.template is None:
             why, cure = "there is no template", "write method.template."
             yield from idle("method", self, ("anchors",) if self.anchors else (), why, cure)

@@ -11,6 +11,7 @@ from peft import PromptEncoder, PromptEncoderConfig
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.errors import UserError
 from sktune.methods.method import Method, refuse_narrow_embeddings
 from sktune.methods.p_tuning.config import PTuningConfig
 from sktune.methods.prompt_text import encode_prompt_text
@@ -58,7 +59,7 @@ def _template(text: str, anchors: Sequence[str], tokenizer: PreTrainedTokenizerB
     for anchor in anchors:
         found = list(re.finditer(rf"(?<!\w){re.escape(anchor)}(?!\w)", text))
         if not found:
-            raise ValueError(f"method.anchors: {anchor!r} is not a word of method.template {text!r}")
+            raise UserError(f"method.anchors: {anchor!r} is not a word of method.template {text!r}")
         spans += [match.span() for match in found]
     ids = encode_prompt_text(tokenizer, text)
     offsets = tokenizer(text, add_special_tokens=True, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
@@ -66,5 +67,5 @@ def _template(text: str, anchors: Sequence[str], tokenizer: PreTrainedTokenizerB
         stop > start and not any(start < last and first < stop for first, last in spans) for start, stop in offsets
     ]
     if not any(tuned):
-        raise ValueError("method.anchors: nothing of method.template is left to be tuned; name fewer words")
+        raise UserError("method.anchors: nothing of method.template is left to be tuned; name fewer words")
     return ids, tuned

@@ -9,10 +9,12 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.methods.config import FromTextConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.methods.upper_layers import UpperLayersConfig
+from sktune.sections import DataSection, idle
+from sktune.tasks.config import TaskConfig
 
 
-class PrefixTuningConfig(FromTextConfig):
+class PrefixTuningConfig(UpperLayersConfig, FromTextConfig):
     """Keys and values of their own in front of every layer's (Li and Liang, arXiv 2101.00190)."""
 
     name: Literal["prefix_tuning"] = "prefix_tuning"
@@ -22,7 +24,7 @@ class PrefixTuningConfig(FromTextConfig):
 
     visible_prefix: ClassVar[bool] = True
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
         if self.reparametrize and self.init == "text":
             yield Problem(
@@ -31,6 +33,9 @@ class PrefixTuningConfig(FromTextConfig):
                 "false with init: text",
                 "set method.reparametrize: false, or method.init: random.",
             )
+        if self.init != "text":
+            why = "without a text there is nothing for the lower blocks to see, so all take part"
+            yield from idle("method", self, ("layers",), why, "set method.init: text.")
         if not self.reparametrize:
             why, cure = "reparametrize is false", "set method.reparametrize: true."
             yield from idle("method", self, ("hidden_size",), why, cure)

@@ -11,22 +11,27 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, PromptSemantics, Woven, read_keys_and_values
+from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
+from sktune.methods.upper_layers import number_of
 
 DEFAULT_LENGTH = 20
 
 
 class PrefixTuning(Method):
-    """P keys and values a layer, from noise or as differences from those the model makes of a text."""
+    """P keys and values a layer, from noise or as differences from those the model makes of a text.
+
+    With a text, the layers below the upper `layers` see the text's own.
+    """
 
     def __init__(
         self, config: PrefixTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
         super().__init__()
         backbone.use_prefix_attention()
-        self.layers: int = backbone.config.num_hidden_layers
+        self.layers = number_of(config.layers, backbone.config.num_hidden_layers)
         self.width = backbone.key_value_width
         self.encoder: nn.Module | None = None
         self.change: nn.Parameter | None = None
@@ -34,7 +39,7 @@ class PrefixTuning(Method):
             assert config.text is not None
             ids = encode_prompt_text(tokenizer, config.text)
             if config.num_virtual_tokens is not None and config.num_virtual_tokens > len(ids):
-                raise ValueError(
+                raise UserError(
                     f"method.num_virtual_tokens: {config.num_virtual_tokens} is more than the {len(ids)} tokens of the "
                     f"text that the prefix starts from; allowed: 1 to {len(ids)}, or null"
                 )
@@ -43,7 +48,7 @@ class PrefixTuning(Method):
             self.change = nn.Parameter(torch.zeros(2, self.layers, self.positions, self.width))
         else:
             # Which module attends in which layer is learned by reading; one token is enough.
-            ids = ordinary_tokens(tokenizer)[:1]
+            ids = ordinary_tokens(tokenizer, backbone)[:1]
             self.positions = config.num_virtual_tokens or DEFAULT_LENGTH
             settings = peft.PrefixTuningConfig(
                 num_virtual_tokens=self.positions,
@@ -61,7 +66,7 @@ class PrefixTuning(Method):
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
         read: PromptSemantics = self._read_once
         if self.change is not None:
-            both = read.states + self.change
+            both = read.states[:, -self.layers :] + self.change
         else:
             assert self.encoder is not None
             positions = torch.arange(self.positions, device=read.states.device)

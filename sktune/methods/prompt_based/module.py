@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from sktune.backbone import Backbone
-from sktune.methods.method import Method
 from sktune.methods.prompt_based.config import PromptBasedConfig
+from sktune.methods.template.method import TemplateMethod
 from sktune.methods.unfrozen import train_in_fp32, train_top_blocks
 
 
-class PromptBased(Method):
+class PromptBased(TemplateMethod):
     """Trains the whole model with its head, or the uppermost blocks alone."""
 
     def __init__(self, config: PromptBasedConfig, backbone: Backbone, *_: Any) -> None:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.methods.config import FromTextConfig
-from sktune.sections import DataSection, TaskSection
+from sktune.sections import DataSection
+from sktune.tasks.config import TaskConfig
 
 
 class PromptTuningConfig(FromTextConfig):
@@ -21,11 +22,9 @@ class PromptTuningConfig(FromTextConfig):
     )
     text: str | None = Field(None, min_length=1, description="With init: text; cut or repeated to the length.")
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
-        if self.init != "labels" or task is None or data is None:
-            return
-        if task.name == "regression" or data.target_column is not None:
+        if self.init == "labels" and task is not None and not task.has_label_set:
             yield Problem(
                 "method.init",
                 f"cannot be labels: {task.name} with this data has none",

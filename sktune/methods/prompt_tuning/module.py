@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven
+from sktune.errors import UserError
 from sktune.methods.method import Method, refuse_narrow_embeddings
 from sktune.methods.prompt_text import PromptText, encode_prompt_text, ordinary_tokens
 from sktune.methods.prompt_tuning.config import PromptTuningConfig
@@ -41,7 +42,7 @@ class PromptTuning(Method):
             )
             self.embedding = PromptEmbedding(settings, None)
         else:
-            ids = _start(config, tokenizer, labels)
+            ids = _start(config, backbone, tokenizer, labels)
             chosen = list(islice(cycle(ids), length or len(ids)))
             self.tokens = PromptText(chosen, backbone.hidden_size, trainable=True)
         self.positions = length or (DEFAULT_LENGTH if self.tokens is None else len(self.tokens))
@@ -54,16 +55,18 @@ class PromptTuning(Method):
         return Woven(prompt=self.embedding(torch.arange(self.positions, device=weight.device))[None])
 
 
-def _start(config: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
+def _start(
+    config: PromptTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+) -> list[int]:
     if config.init == "text":
         assert config.text is not None
         return encode_prompt_text(tokenizer, config.text)
     if config.init == "labels":
         ids = [token for label in labels for token in tokenizer(label, add_special_tokens=False)["input_ids"]]
         if not ids:
-            raise ValueError("method.init: labels needs a task with named labels; use vocabulary, text or random")
+            raise UserError("method.init: labels needs a task with named labels; use vocabulary, text or random")
         return ids
-    words = ordinary_tokens(tokenizer)
+    words = ordinary_tokens(tokenizer, backbone)
     # On the CPU, whatever the default device is: a plan builds the method without contents.
     drawn = torch.randint(len(words), (config.num_virtual_tokens or DEFAULT_LENGTH,), device="cpu")
     return [words[i] for i in drawn.tolist()]

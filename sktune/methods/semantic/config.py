@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.methods.config import MethodConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.sections import DataSection, idle
+from sktune.tasks.config import TaskConfig
 
 
 class SemanticConfig(MethodConfig):
@@ -46,7 +47,7 @@ class SemanticConfig(MethodConfig):
     def opens_sequence(self) -> bool:
         return True
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if not self.text.strip():
             yield Problem("method.text", "is blank", "a text", "say in words what the task is.")
         if self.trainable_text and self.semantics != "every_step":
@@ -58,10 +59,10 @@ class SemanticConfig(MethodConfig):
             )
         why = f"adapter {self.adapter} has no such part"
         yield from idle("method", self, self.without_effect[self.adapter], why, "set method.adapter: bottleneck.")
-        if task is not None and task.name == "causal_lm" and self.adapter == "identity" and not self.trainable_text:
+        if task is not None and not task.has_head and self.adapter == "identity" and not self.trainable_text:
             yield Problem(
                 "method.adapter",
-                "nothing would be trained: causal_lm has no head and adapter identity no parameters",
-                "with causal_lm: bottleneck, linear, or identity with trainable_text",
+                f"nothing would be trained: {task.name} has no head and adapter identity no parameters",
+                f"with {task.name}: bottleneck, linear, or identity with trainable_text",
                 "set method.adapter: bottleneck.",
             )

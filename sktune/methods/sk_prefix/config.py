@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from sktune.errors import Problem
 from sktune.methods.semantic.config import SemanticConfig
+from sktune.methods.upper_layers import UpperLayersConfig
+from sktune.sections import DataSection
+from sktune.tasks.config import TaskConfig
 
 
-class SKPrefixConfig(SemanticConfig):
+class SKPrefixConfig(UpperLayersConfig, SemanticConfig):
     """SK-Prefix: refined keys and values of the text, visible to every layer of the second pass."""
 
     name: Literal["sk_prefix"] = "sk_prefix"
@@ -20,3 +25,13 @@ class SKPrefixConfig(SemanticConfig):
         **SemanticConfig.without_effect,
         "identity": (*SemanticConfig.without_effect["identity"], "shared"),
     }
+
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
+        yield from super().problems(task, data)
+        if self.layers is not None and self.trainable_text:
+            yield Problem(
+                "method.layers",
+                "a text that is trained is trained through every block",
+                "null with trainable_text: true",
+                "leave one of the two out.",
+            )

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone, Woven, read_hidden_states
+from sktune.errors import UserError
 from sktune.methods.method import refuse_narrow_embeddings
 from sktune.methods.semantic.adapter import ReadSemantics, SemanticAdapter
 from sktune.methods.semantic.text import SemanticMethod
@@ -20,7 +21,7 @@ class SKPrompt(SemanticMethod[ReadSemantics]):
     def __init__(self, config: SKPromptConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any) -> None:
         depth = backbone.config.num_hidden_layers
         if config.cut_layer > depth:
-            raise ValueError(
+            raise UserError(
                 f"method.cut_layer: {config.cut_layer} is above the model's {depth} blocks; allowed: 0 to {depth}"
             )
         refuse_narrow_embeddings("sk_prompt", backbone)

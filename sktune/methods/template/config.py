@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from string import Formatter
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
 from sktune.methods.config import MethodConfig
-from sktune.sections import DataSection, TaskSection, idle
+from sktune.sections import DataSection, idle
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
 
 ANSWER = "answer"
 DEFAULT_TEMPLATE = "{text} Answer: {answer}"
@@ -34,25 +36,22 @@ def parse_template(template: str, pair: bool) -> tuple[Piece, ...]:
         pair: whether there is a second text.
 
     Raises:
-        ValueError: in half a sentence, for slots that are unknown, missing or there twice.
+        UserError: in half a sentence, for slots that are unknown, missing or there twice.
     """
     wanted = ["text", *(["text_pair"] if pair else []), ANSWER]
     try:
         parsed = list(Formatter().parse(template))
     except ValueError:
-        raise ValueError("has a single brace") from None
+        raise UserError("has a single brace") from None
     if any(spec or conversion for _, _, spec, conversion in parsed):
-        raise ValueError("has a slot with a format of its own")
+        raise UserError("has a slot with a format of its own")
     found = Counter(slot for _, slot, _, _ in parsed if slot is not None)
     if strangers := sorted(set(found) - set(wanted)):
-        raise ValueError(f"has the unknown slot {{{strangers[0]}}}")
+        raise UserError(f"has the unknown slot {{{strangers[0]}}}")
     for slot in wanted:
         if found[slot] != 1:
-            raise ValueError(f"has {{{slot}}} {found[slot]} times" if found[slot] else f"lacks {{{slot}}}")
+            raise UserError(f"has {{{slot}}} {found[slot]} times" if found[slot] else f"lacks {{{slot}}}")
     return tuple(Piece(literal, slot) for literal, slot, _, _ in parsed)
-
-
-_TASKS = ("sequence_classification", "pair_classification")
 
 
 class TemplateConfig(MethodConfig):
@@ -78,27 +77,43 @@ class TemplateConfig(MethodConfig):
     def needs_training_data(self) -> bool:
         return self.demonstrations > 0
 
-    def problems(self, task: TaskSection | None, data: DataSection | None) -> Iterator[Problem]:
+    def longest_row(self, data: DataSection, labels: int, count: Callable[[str], int]) -> tuple[int, str | None]:
+        pair = data.text_pair_column is not None
+        template = self.template or (DEFAULT_PAIR_TEMPLATE if pair else DEFAULT_TEMPLATE)
+        literals = "".join(literal for literal, _ in parse_template(template, pair))
+        fixed = 1 + count(literals)  # the answer too
+        shown, note = self.demonstrations * labels, None
+        if shown:
+            note = (
+                f"rows are {data.max_length} tokens in a template of {fixed} behind {shown} demonstrations as long, "
+                "up to the model's positions"
+            )
+        return (1 + shown) * (fixed + data.max_length), note
+
+    def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if task is not None:
             yield from self._a_word_answers_for_a_whole_text(task)
         if data is not None and self.template is not None:
             yield from self._template_has_its_slots(self.template, data.text_pair_column is not None)
         if self.label_words is not None:
-            yield from self._label_words_tell_labels_apart(self.label_words, task.labels if task is not None else None)
+            yield from self._label_words_tell_labels_apart(
+                self.label_words, task.given_labels if task is not None else None
+            )
         if not self.demonstrations:
             why, cure = "there are no demonstrations to choose", "set method.demonstrations: 1 or more."
             yield from idle("method", self, ("choose",), why, cure)
 
-    def _a_word_answers_for_a_whole_text(self, task: TaskSection) -> Iterator[Problem]:
-        if task.name in _TASKS:
+    def _a_word_answers_for_a_whole_text(self, task: TaskConfig) -> Iterator[Problem]:
+        if task.one_label_per_text:
             return
+        suitable = TASKS.having("one_label_per_text")
         cure = "choose one of those tasks, or another method"
-        if task.name == "causal_lm":
-            cure = "set task.name: sequence_classification, and move task.label_words to method.label_words"
+        if getattr(task, "label_words", None) is not None:
+            cure = f"set task.name: {suitable[0]}, and move task.label_words to method.label_words"
         yield Problem(
             "method.name",
             f"{self.name} answers with one word for a label of the whole text, and {task.name} wants another answer",
-            f"with task.name {' or '.join(_TASKS)}",
+            f"with task.name {' or '.join(suitable)}",
             f"{cure}.",
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sktune.data.examples import Example
+from sktune.errors import UserError
 
 _CHUNK = 256
 """Inputs compared with all training examples at once."""
@@ -30,7 +31,7 @@ class Demonstrations:
         seed: of the run.
 
     Raises:
-        ValueError: with `similar`, where no training text holds a word.
+        UserError: with `similar`, where no training text holds a word.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Demonstrations:
             try:
                 self._vectors = self._vectorizer.fit_transform(map(_one_text, train))
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"method.choose: similar compares words, and the training texts have none ({error}); choose random"
                 ) from None
         self.report = [

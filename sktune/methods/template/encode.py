@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sktune.data.cutting import cut_texts, token_counts
 from sktune.data.examples import ABSENT, EncodedSplit, Example, Row
 from sktune.data.tokenization import check_tokenizer, some_token
+from sktune.errors import UserError
 from sktune.methods.template.config import TemplateConfig
 from sktune.methods.template.demonstrations import Demonstrations
 from sktune.methods.template.template import Filled, Template, read_template
@@ -55,7 +56,7 @@ class TemplateEncoder:
             max_positions: most tokens the model reads; None: no limit.
 
         Raises:
-            ValueError: where template and text together may exceed the model's positions.
+            UserError: where template and text together may exceed the model's positions.
         """
         limit = self._room(max_positions)
         ids = {label: i for i, label in enumerate(self.template.words)}
@@ -103,7 +104,7 @@ class TemplateEncoder:
         (empty,) = self._encode([self._fill(Example(0, "", ""), ())])
         fixed = len(empty.input_ids)
         if max_positions is not None and fixed + self.max_length > max_positions:
-            raise ValueError(
+            raise UserError(
                 f"data.max_length: {self.max_length} tokens in a template of {fixed} exceed the {max_positions} "
                 f"positions of the model; allowed: up to {max_positions - fixed}"
             )
@@ -182,7 +183,7 @@ def template_encoder(
         seed: of the run.
 
     Raises:
-        ValueError: see `read_template` and `Demonstrations`; and for a slow tokenizer.
+        UserError: see `read_template` and `Demonstrations`; and for a slow tokenizer.
     """
     check_tokenizer(tokenizer, data.max_length, add_special_tokens=False, pair=False)
     pair = data.text_pair_column is not None

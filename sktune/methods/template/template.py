@@ -9,6 +9,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sktune.data.examples import Example
+from sktune.errors import UserError
 from sktune.methods.template.config import (
     ANSWER,
     DEFAULT_PAIR_TEMPLATE,
@@ -71,7 +72,7 @@ def read_template(
         is_encoder: whether a mask token is put into the slot; else the answer is what follows the text.
 
     Raises:
-        ValueError: for a decoder's template that goes on behind the answer; a tokenizer without a mask token; labels
+        UserError: for a decoder's template that goes on behind the answer; a tokenizer without a mask token; labels
             without a word, words without a label, words that are unknown, melt into what stands before them, or
             share their first token.
     """
@@ -79,12 +80,12 @@ def read_template(
     pieces = parse_template(source, pair)
     example = _fill(pieces, dict.fromkeys(("text", "text_pair", ANSWER), "x"))
     if not is_encoder and example.text[example.end :].strip():
-        raise ValueError(
+        raise UserError(
             f"method.template: {source!r} goes on behind {{answer}}, and a decoder has not read what comes later; end "
             "it with {answer}"
         )
     if is_encoder and tokenizer.mask_token_id is None:
-        raise ValueError(f"model.tokenizer: {_name(tokenizer)} has no mask token to stand for the answer")
+        raise UserError(f"model.tokenizer: {_name(tokenizer)} has no mask token to stand for the answer")
     words = _words(method, labels)
     pieces_of = {label: _tokens_of_word(pieces, label, word, tokenizer) for label, word in words.items()}
     tokens = tuple(pieces_of[label][0] for label in labels)
@@ -116,7 +117,7 @@ def _words(method: TemplateConfig, labels: Sequence[str]) -> dict[str, str]:
         ("names labels that the data does not have:", [label for label in method.label_words if label not in labels]),
     ):
         if names:
-            raise ValueError(f"method.label_words: {problem} {', '.join(names)}; the labels are {', '.join(labels)}")
+            raise UserError(f"method.label_words: {problem} {', '.join(names)}; the labels are {', '.join(labels)}")
     return {label: method.label_words[label].strip() for label in labels}
 
 
@@ -130,11 +131,11 @@ def _tokens_of_word(pieces: Sequence[Piece], label: str, word: str, tokenizer: P
         if end > before and start < filled.end
     ]
     if not found or found[0][0] == tokenizer.unk_token_id:
-        raise ValueError(
+        raise UserError(
             f"method.label_words: {word!r} (of {label}) is unknown to {_name(tokenizer)}; choose another word"
         )
     if found[0][1] < before:
-        raise ValueError(
+        raise UserError(
             f"method.label_words: {word!r} (of {label}) melts into what stands before it in the template; put a space "
             "before {answer}"
         )
@@ -147,7 +148,7 @@ def _refuse_shared_tokens(
     of_token: dict[int, str] = {}
     for label, token in first.items():
         if token in of_token:
-            raise ValueError(
+            raise UserError(
                 f"method.label_words: {words[of_token[token]]!r} (of {of_token[token]}) and {words[label]!r} (of "
                 f"{label}) begin with the same token {tokenizer.convert_ids_to_tokens(token)!r}, and the first token "
                 "is what is scored; choose words that differ in it"

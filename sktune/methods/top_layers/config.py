@@ -6,17 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import UpperLayersConfig
 
 
-class TopLayersConfig(MethodConfig):
+class TopLayersConfig(UpperLayersConfig):
     """The uppermost blocks are trained as they are, with the head."""
 
     name: Literal["top_layers"] = "top_layers"
-    layers: int = Field(2, ge=1, description="How many blocks.")
+    layers: int | str = Field(2, description="How many blocks, or a share of them such as 1/2.")
 
     trains_backbone: ClassVar[bool] = True
-
-    @property
-    def depth_needed(self) -> int:
-        return self.layers

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 from sktune.errors import Problem
 from sktune.methods.config import MethodConfig
-from sktune.recipe.rules import compare, data, method, model, task, training
+from sktune.recipe.rules import compare, data, method, model, training
 from sktune.sections import Section
+from sktune.tasks.config import TaskConfig
 
 Rule = Callable[..., Iterator[Problem]]
 
 RULES: tuple[Rule, ...] = (
     *model.RULES,
     *method.RULES,
-    *task.RULES,
     *data.RULES,
     *training.RULES,
     *compare.RULES,
@@ -28,10 +28,12 @@ RULES: tuple[Rule, ...] = (
 
 
 def broken_rules(sections: Mapping[str, Section]) -> list[Problem]:
-    """Run every rule whose sections are all present, and those of the method's own, and collect what they find."""
+    """Run the rules of the method and the task, and every rule whose sections are all present."""
     problems: list[Problem] = []
     if isinstance(own := sections.get("method"), MethodConfig):
         problems += own.problems(sections.get("task"), sections.get("data"))  # type: ignore[arg-type]
+    if isinstance(task := sections.get("task"), TaskConfig):
+        problems += task.problems(sections.get("data"))  # type: ignore[arg-type]
     for rule in RULES:
         names = list(inspect.signature(rule).parameters)
         if all(name in sections for name in names):

@@ -8,23 +8,9 @@ from sktune.embedded import PREFIX
 from sktune.embedded.catalog import CATALOG, names_of
 from sktune.errors import Problem
 from sktune.recipe.rules.embedded_names import embedded_names_exist
-from sktune.sections import DataSection, TaskSection, idle
-
-
-def pairs_need_a_second_column(task: TaskSection, data: DataSection) -> Iterator[Problem]:
-    if task.name == "pair_classification" and data.text_pair_column is None:
-        yield Problem(
-            "data.text_pair_column",
-            "pair_classification needs the column of the second text",
-            "the name of a column",
-            "for example `text_pair_column: hypothesis` with `text_column: premise`.",
-        )
-
-
-def pairs_are_not_tagged(task: TaskSection, data: DataSection) -> Iterator[Problem]:
-    if task.name == "token_classification" and data.text_pair_column is not None:
-        why = "token_classification reads one list of words"
-        yield from idle("data", data, ("text_pair_column",), why, "set task.name: pair_classification.")
+from sktune.sections import DataSection, idle
+from sktune.tasks import TASKS
+from sktune.tasks.config import TaskConfig
 
 
 def pair_template_needs_a_pair(data: DataSection) -> Iterator[Problem]:
@@ -42,10 +28,8 @@ def pair_template_names_both_texts(data: DataSection) -> Iterator[Problem]:
         )
 
 
-def text_template_is_for_single_texts(task: TaskSection, data: DataSection) -> Iterator[Problem]:
-    if task.name == "token_classification":
-        yield from idle("data", data, ("text_template",), "token_classification reads words", "choose another task.")
-    elif data.text_pair_column is not None:
+def text_template_is_for_single_texts(data: DataSection) -> Iterator[Problem]:
+    if data.text_pair_column is not None:
         yield from idle("data", data, ("text_template",), "there are two texts", "use data.pair_template.")
 
 
@@ -59,22 +43,25 @@ def text_template_names_the_text(data: DataSection) -> Iterator[Problem]:
         )
 
 
-def columns_belong_to_the_task(task: TaskSection, data: DataSection) -> Iterator[Problem]:
-    if task.name == "token_classification":
-        why, cure = "token_classification reads words and tags", "use words_column and tags_column."
-        yield from idle("data", data, ("text_column", "label_column"), why, cure)
-    else:
-        why, cure = f"{task.name} reads no lists of words", "use text_column and label_column."
-        yield from idle("data", data, ("words_column", "tags_column"), why, cure)
+def columns_belong_to_the_task(task: TaskConfig, data: DataSection) -> Iterator[Problem]:
+    """Of the fields that only some tasks read, those that are given and not null."""
+    everywhere = frozenset[str]().union(*(TASKS.config(name).columns for name in TASKS))
+    idle_keys = [key for key in DataSection.model_fields if key in everywhere - task.columns]
+    keys = [key for key in idle_keys if getattr(data, key) is not None]
+    own = ", ".join(sorted(task.columns))
+    readers = {key: [name for name in TASKS if key in TASKS.config(name).columns] for key in keys}
+    for key in keys:
+        cure = f"set task.name to one that reads it: {', '.join(readers[key])}."
+        yield from idle("data", data, (key,), f"{task.name} reads {own}", cure)
 
 
-def conll_holds_tagged_words(task: TaskSection, data: DataSection) -> Iterator[Problem]:
-    if data.format == "conll" and task.name != "token_classification":
+def conll_holds_tagged_words(task: TaskConfig, data: DataSection) -> Iterator[Problem]:
+    if data.format == "conll" and not task.reads_words:
         yield Problem(
             "data.format",
             f"CoNLL files hold tagged words, which {task.name} does not read",
             f"with {task.name}: auto, hub, jsonl, csv, tsv, parquet",
-            "choose the format of your file, or set task.name: token_classification.",
+            f"choose the format of your file, or set task.name: {' or '.join(TASKS.having('reads_words'))}.",
         )
 
 
@@ -95,19 +82,20 @@ def embedded_data_exist(data: DataSection) -> Iterator[Problem]:
     yield from embedded_names_exist("data.path", data.path, "data")
 
 
-def embedded_ratings_are_numbers(task: TaskSection, data: DataSection) -> Iterator[Problem]:
+def embedded_ratings_are_numbers(task: TaskConfig, data: DataSection) -> Iterator[Problem]:
     item = CATALOG.get(data.path.removeprefix(PREFIX)) if data.path.startswith(PREFIX) else None
-    if item is None or item.kind != "data" or item.holds_numbers == (task.name == "regression"):
+    if item is None or item.kind != "data" or item.holds_numbers == task.reads_numbers:
         return
+    with_numbers = " or ".join(TASKS.having("reads_numbers"))
     allowed = ", ".join(name for name in names_of("data") if CATALOG[name.removeprefix(PREFIX)].holds_numbers)
     if item.holds_numbers:
         message, cure = (
             f"holds numbers, not what {task.name} reads",
-            "set task.name: regression, or leave out /ratings.",
+            f"set task.name: {with_numbers}, or leave out /ratings.",
         )
-        yield Problem("data.path", message, f"{allowed}: with task.name regression", cure)
+        yield Problem("data.path", message, f"{allowed}: with task.name {with_numbers}", cure)
     else:
-        message, cure = "holds labels, no numbers for a regression", "use one of those, or another task."
+        message, cure = f"holds labels, no numbers for {task.name}", "use one of those, or another task."
         yield Problem("data.path", message, allowed, cure)
 
 
@@ -118,8 +106,6 @@ def embedded_data_have_no_configuration(data: DataSection) -> Iterator[Problem]:
 
 
 RULES = (
-    pairs_need_a_second_column,
-    pairs_are_not_tagged,
     pair_template_needs_a_pair,
     pair_template_names_both_texts,
     text_template_is_for_single_texts,

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from sktune.errors import Problem
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
-from sktune.sections import ModelSection, QuantizationSection, TaskSection
+from sktune.sections import ModelSection, QuantizationSection
+from sktune.tasks.config import TaskConfig
 
 
-def something_is_trained(method: MethodConfig, task: TaskSection) -> Iterator[Problem]:
-    """Every task but causal_lm has a head that trains; causal_lm needs a method that does."""
-    if task.name == "causal_lm" and not (method.trains or method.scores_only):
+def something_is_trained(method: MethodConfig, task: TaskConfig) -> Iterator[Problem]:
+    """Where the task has no head that trains, the method must."""
+    if not task.has_head and not (method.trains or method.scores_only):
         yield Problem(
             "method.name",
-            "nothing would be trained: causal_lm uses the model's own output layer and has no head",
-            f"with causal_lm: every method but {method.name}",
+            f"nothing would be trained: {task.name} uses the model's own output layer and has no head",
+            f"with {task.name}: every method but {method.name}",
             "choose another one, or a task with a head.",
         )
 

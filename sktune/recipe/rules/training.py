@@ -6,32 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sktune.errors import Problem
-from sktune.sections import DataSection, DistributedSection, OutputSection, TaskSection, TrainingSection, idle
+from sktune.sections import DataSection, DistributedSection, OutputSection, TrainingSection, idle
+from sktune.tasks.config import TaskConfig
 
 DEEPSPEED_PRESETS = ("zero3", "zero3_offload", "zero2")
 
 
-def metrics_of(task: TaskSection) -> tuple[str, ...]:
-    """The names a task's evaluation reports, its main metric first."""
-    match task.name:
-        case "token_classification":
-            return ("f1", "precision", "recall", "accuracy", "loss")
-        case "sequence_classification" | "pair_classification":
-            return ("accuracy", "f1", "positive_f1", "matthews", "loss")
-        case "regression":
-            return ("spearman", "pearson", "mse", "loss")
-        case "causal_lm":
-            return ("perplexity", "loss") if task.label_words is None else ("accuracy", "f1", "loss")
-
-
-def best_metric_is_one_of_the_task(training: TrainingSection, task: TaskSection) -> Iterator[Problem]:
+def best_metric_is_one_of_the_task(training: TrainingSection, task: TaskConfig) -> Iterator[Problem]:
     metric = training.metric_for_best_model
-    if metric is not None and metric not in metrics_of(task):
+    if metric is not None and metric not in task.metrics():
         yield Problem(
             "training.metric_for_best_model",
             f"is not a metric of {task.name}",
-            ", ".join(metrics_of(task)),
-            f"use one of those, or leave it out for {metrics_of(task)[0]}.",
+            ", ".join(task.metrics()),
+            f"use one of those, or leave it out for {task.metrics()[0]}.",
         )
 
 
@@ -61,9 +49,9 @@ def warmup_fits_into_training(training: TrainingSection) -> Iterator[Problem]:
         )
 
 
-def head_rate_needs_a_head(training: TrainingSection, task: TaskSection) -> Iterator[Problem]:
-    if task.name == "causal_lm" and training.head_learning_rate is not None:
-        why = "causal_lm has no head"
+def head_rate_needs_a_head(training: TrainingSection, task: TaskConfig) -> Iterator[Problem]:
+    if not task.has_head and training.head_learning_rate is not None:
+        why = f"{task.name} has no head"
         yield from idle("training", training, ("head_learning_rate",), why, "choose a task with a head.")
 
 

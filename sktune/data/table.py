@@ -1,0 +1,74 @@
+"""A split as columns, whatever it is stored as."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sktune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split as columns.
+
+    Attributes:
+        where: its file or hub split, for messages.
+        length: number of rows.
+        names: names of its columns.
+        coded: names of the classes of each integer-coded column, in their order.
+        fetch: the values of the columns asked for.
+        report: what a user should know of it.
+    """
+
+    where: str
+    length: int
+    names: list[str]
+    coded: Mapping[str, tuple[str, ...]]
+    fetch: Callable[[list[str]], Mapping[str, list[Any]]]
+    report: list[str] = field(default_factory=list)
+
+    def columns(self, wanted: Mapping[str, str]) -> dict[str, list[Any]]:
+        """The values of the columns that the recipe names.
+
+        Args:
+            wanted: recipe field -> column name, as `{"data.text_column": "text"}`; `translation.en` is a
+                field of the objects in a column.
+
+        Returns:
+            Recipe field -> values, one per row.
+
+        Raises:
+            UserError: naming the field and the columns there are, for a column that is not there.
+        """
+        for source, column in wanted.items():
+            if self._root(column) not in self.names:
+                near = difflib.get_close_matches(column, self.names, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Set {source} to one of them."
+                listed = ", ".join(self.names)
+                raise UserError(f"{source}: no column {column!r} in {self.where}. Columns: {listed}.{hint}")
+        values = self.fetch(list(dict.fromkeys(map(self._root, wanted.values()))))
+        found: dict[str, list[Any]] = {}
+        for source, column in wanted.items():
+            found[source] = values[self._root(column)]
+            if column not in self.names:
+                rows = enumerate(found[source])
+                found[source] = [_inside(cell, column, f"{self.where}, row {row}: {source}") for row, cell in rows]
+        return found
+
+    def _root(self, column: str) -> str:
+        return column if column in self.names else column.partition(".")[0]
+
+
+def _inside(cell: Any, column: str, where: str) -> Any:
+    """The value at `translation.en` of an object in the column `translation`; None where it or the object is null."""
+    for key in column.split(".")[1:]:
+        if cell is None:
+            return None
+        if not isinstance(cell, dict) or key not in cell:
+            held = f"an object with {', '.join(cell)}" if isinstance(cell, dict) else type(cell).__name__
+            raise UserError(f"{where}: {column!r} needs an object with {key!r} there, and this is {held}.")
+        cell = cell[key]
+    return cell

@@ -1,0 +1,112 @@
+"""Tables in text files: cells between commas or tabs, and JSON lines, as they are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from sktune.data.table import Table
+from sktune.data.text_files import read_lines, read_text
+from sktune.errors import UserError
+
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+def read_separated(path: Path, format: str, encoding: str | None) -> Table:
+    # Not through `datasets`: pandas would guess types, and give names to surplus columns.
+    records = _records(path, format, encoding)
+    _, names = next(records, (0, []))
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    broken: list[int] = []
+    row = 0
+    for row, (line, cells) in enumerate(records, start=1):
+        if len(cells) > len(names):
+            raise UserError(
+                f"{path}: the first line names {len(names)} columns, line {line} has {len(cells)} cells. Name every "
+                "column there" + ('; a cell with a comma in it needs quotes (").' if format == "csv" else ".")
+            )
+        for name, cell in zip_longest(names, cells):
+            columns[name].append(cell)
+        if any("\n" in cell or "\r" in cell for cell in cells):
+            broken.append(row - 1)
+    if not row:
+        raise UserError(f"{path} holds no rows; its first line must name the columns.")
+    report = []
+    if broken:
+        report.append(
+            f"{path}: {len(broken)} of {row} rows have a cell over several lines (the first: row {broken[0]}); where "
+            'that is not meant, a quote (") that nothing closes has swallowed rows'
+        )
+    return Table(str(path), row, names, {}, lambda wanted: {name: columns[name] for name in wanted}, report)
+
+
+def _records(path: Path, format: str, encoding: str | None) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each record that is not blank."""
+    if format == "tsv":
+        for number, line in enumerate(read_lines(path, encoding), start=1):
+            if line.strip(" "):
+                yield number, line.split("\t")
+        return
+    limit = csv.field_size_limit(sys.maxsize)  # texts are long
+    try:
+        reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""))
+        for cells in reader:
+            if len(cells) > 1 or (cells and cells[0].strip(" ")):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: cannot be read as csv: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def read_json(path: Path, encoding: str | None) -> Table:
+    # Not through `datasets`: its reader turns text that looks like a date into a timestamp.
+    lines = read_lines(path, encoding)
+    content = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if content and content[0][1].lstrip().startswith("["):
+        rows = _parse("\n".join(lines), path, 1)
+    else:
+        rows = [_parse(line, path, number) for number, line in content]
+    names: dict[str, None] = {}
+    replaced = 0
+    for row, values in enumerate(rows):
+        if not isinstance(values, dict):
+            raise UserError(f"{path}, row {row}: a JSON object with the columns is needed, not {values!r}.")
+        names.update(dict.fromkeys(values))
+        whole = _without_lone_surrogates(values)
+        if whole != values:
+            rows[row] = whole
+            replaced += 1
+    report = []
+    if replaced:
+        report.append(f"{path}: {replaced} rows with half a character (a lone surrogate), read as U+FFFD")
+    columns = lambda wanted: {column: [values.get(column) for values in rows] for column in wanted}  # noqa: E731
+    return Table(str(path), len(rows), list(names), {}, columns, report)
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """JSON may escape half of a character outside the BMP, which no file can hold in UTF-8."""
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_lone_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_lone_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _parse(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None

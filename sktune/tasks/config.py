@@ -1,0 +1,102 @@
+"""What the section `task` of a recipe says of a task, whichever it is; imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sktune.errors import Problem
+from sktune.sections import DataSection, Section
+
+TEXT_COLUMNS = frozenset({"text_column", "text_pair_column", "label_column", "text_template"})
+"""Fields of `data` that a task on texts reads, of those that only some tasks read."""
+
+
+class TaskConfig(Section):
+    """The section `task`: a subclass for each task, with the fields that have an effect there, its traits and rules.
+
+    Everything else asks the traits, never the name.
+    """
+
+    name: str
+
+    columns: ClassVar[frozenset[str]] = TEXT_COLUMNS
+    """Fields of `data` that it reads, of those that only some tasks read."""
+    reads_words: ClassVar[bool] = False
+    """An example is a list of tagged words: CoNLL files, or lists in cells."""
+    reads_numbers: ClassVar[bool] = False
+    """The label column holds numbers, not names."""
+    has_head: ClassVar[bool] = True
+    """A head of its own, in fp32, is trained."""
+    needs_language_model: ClassVar[bool] = False
+    """The model is loaded with its language-model head."""
+    one_label_per_text: ClassVar[bool] = False
+    """Each text (or pair) has one label of a set, which a template can ask for in words."""
+    assumed_labels: ClassVar[int] = 1
+    """How many labels `sktune plan` counts where the recipe does not list them."""
+
+    @property
+    def has_label_set(self) -> bool:
+        """Whether answers are of a set of labels; else they are numbers or free text."""
+        return self.given_labels is not None
+
+    @property
+    def given_labels(self) -> tuple[str, ...] | None:
+        """The label set in order, where the recipe gives it."""
+        return None
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of an answer that is generated; 0 where nothing is."""
+        return 0
+
+    def metrics(self) -> tuple[str, ...]:
+        """The names its evaluation reports, the main metric first."""
+        raise NotImplementedError
+
+    def problems(self, data: DataSection | None) -> Iterator[Problem]:
+        """What is wrong between its own fields, and between them and the data (None where that is itself wrong)."""
+        yield from ()
+
+
+class LabelledConfig(TaskConfig):
+    """A task whose answers are of a set of labels."""
+
+    labels: tuple[str, ...] | None = Field(
+        None, description="The label set in order; null infers it from training data."
+    )
+
+    assumed_labels: ClassVar[int] = 2
+
+    @property
+    def has_label_set(self) -> bool:
+        return True
+
+    @property
+    def given_labels(self) -> tuple[str, ...] | None:
+        return self.labels
+
+    def problems(self, data: DataSection | None) -> Iterator[Problem]:
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            yield Problem(
+                "task.labels",
+                "must name two or more labels, each once",
+                "a list of different labels, or null",
+                "list every label once, or leave it out to take them from the training data.",
+            )
+
+
+class HeadConfig(TaskConfig):
+    """A task with a head of its own."""
+
+    head_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the features that the head reads.")
+
+
+class PooledConfig(HeadConfig):
+    """A task whose head reads one vector of each text."""
+
+    pooling: Literal["auto", "last", "mean", "first"] = Field(
+        "auto", description="Sentence vector: auto = last real token for decoders, masked mean for encoders."
+    )

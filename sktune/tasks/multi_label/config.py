@@ -1,0 +1,25 @@
+"""The section of multi-label classification."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sktune.tasks.config import LabelledConfig, PooledConfig
+
+
+class MultiLabelConfig(LabelledConfig, PooledConfig):
+    """Any number of labels for each text or pair, none included."""
+
+    name: Literal["multi_label"] = "multi_label"
+    label_separator: str = Field(
+        "|",
+        min_length=1,
+        description="What separates the labels of a text where data.label_column holds no list: `joy|surprise`.",
+    )
+
+    assumed_labels: ClassVar[int] = 8
+
+    def metrics(self) -> tuple[str, ...]:
+        return ("micro_f1", "macro_f1", "exact_match", "loss")

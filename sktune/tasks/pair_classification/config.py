@@ -1,0 +1,32 @@
+"""The section of pair classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from sktune.errors import Problem
+from sktune.sections import DataSection
+from sktune.tasks.config import LabelledConfig, PooledConfig
+
+
+class PairClassificationConfig(LabelledConfig, PooledConfig):
+    """One label for two texts."""
+
+    name: Literal["pair_classification"] = "pair_classification"
+
+    one_label_per_text: ClassVar[bool] = True
+    assumed_labels: ClassVar[int] = 3  # NLI's
+
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+
+    def problems(self, data: DataSection | None) -> Iterator[Problem]:
+        yield from super().problems(data)
+        if data is not None and data.text_pair_column is None:
+            yield Problem(
+                "data.text_pair_column",
+                "pair_classification needs the column of the second text",
+                "the name of a column",
+                "for example `text_pair_column: hypothesis` with `text_column: premise`.",
+            )

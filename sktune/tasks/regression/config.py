@@ -1,0 +1,18 @@
+"""The section of regression."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from sktune.tasks.config import PooledConfig
+
+
+class RegressionConfig(PooledConfig):
+    """A number for each text or pair."""
+
+    name: Literal["regression"] = "regression"
+
+    reads_numbers: ClassVar[bool] = True
+
+    def metrics(self) -> tuple[str, ...]:
+        return ("spearman", "pearson", "mse", "loss")

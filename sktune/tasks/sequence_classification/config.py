@@ -1,0 +1,18 @@
+"""The section of sequence classification."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from sktune.tasks.config import LabelledConfig, PooledConfig
+
+
+class SequenceClassificationConfig(LabelledConfig, PooledConfig):
+    """One label for each text."""
+
+    name: Literal["sequence_classification"] = "sequence_classification"
+
+    one_label_per_text: ClassVar[bool] = True
+
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "f1", "positive_f1", "matthews", "loss")

@@ -1,0 +1,108 @@
+"""A tag for each word, scored by the entities that the tags spell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sktune.backbone import Backbone
+from sktune.data import Coder, EncodedSplit, Example, Reading, Row
+from sktune.data.collate import Side, padded
+from sktune.data.examples import ABSENT
+from sktune.data.labels import label_counts, two_or_more
+from sktune.data.table import Table
+from sktune.data.tags import OUTSIDE, iob2_labels
+from sktune.errors import UserError
+from sktune.sections import DataSection
+from sktune.tasks.heads import Head, TokenClassificationHead
+from sktune.tasks.metrics import entity_metrics
+from sktune.tasks.task import Answers, Constant, Labels, Outputs, Scores, Task
+from sktune.tasks.token_classification.config import TokenClassificationConfig
+from sktune.tasks.token_classification.encode import encode_words
+from sktune.tasks.token_classification.reading import read_tagged_words
+
+
+class TokenClassification(Task):
+    """A head classifies every token; the one piece of a word that is labelled answers for it."""
+
+    config: TokenClassificationConfig
+
+    def read(self, table: Table, data: DataSection, split: str) -> Reading:
+        return read_tagged_words(table, data, self.config.labels, split)
+
+    def infer_labels(self, train: Reading) -> tuple[str, ...]:
+        """O first, then B-X and I-X of each type."""
+        return two_or_more(iob2_labels(label_counts(train.examples)))
+
+    def encode(
+        self, examples: Sequence[Example], coder: Coder, labels: Labels, split: str, *, scoring: bool = False
+    ) -> EncodedSplit:
+        return encode_words(examples, coder, labels or (), self.config.labelled_piece, split)
+
+    def labels_of(self, rows: Sequence[Row | None], width: int, side: Side) -> torch.Tensor:
+        """A class id per token, [B, L] int64."""
+        return padded([[] if row is None else row.labels for row in rows], ABSENT, width, side)  # type: ignore[misc]
+
+    def sample(self, length: int, labels: int) -> Row:
+        return Row(0, [0] * length, None, [0] * length, "")
+
+    def head(self, backbone: Backbone, labels: int) -> Head:
+        return TokenClassificationHead(backbone.hidden_size, labels, self.config.head_dropout)
+
+    def answers(self, output: Outputs, rows: Sequence[Row | None], starts: Sequence[int], labels: Labels) -> Answers:
+        """The tags of each row's words; a word without a piece of its own is answered "O"."""
+        assert output.logits is not None and labels is not None
+        best = output.logits.detach().float().cpu().argmax(-1)
+        return {
+            row.index: [labels[int(best[i, starts[i] + piece])] if piece >= 0 else OUTSIDE for piece in row.word_pieces]
+            for i, row in enumerate(rows)
+            if row is not None
+        }
+
+    def score(self, rows: Sequence[Row], answers: Mapping[int, Any], loss: float, labels: Labels) -> Scores:
+        rows = [row for row in rows if row.index in answers]
+        references = [list(map(str, row.reference)) for row in rows]  # type: ignore[arg-type]
+        tags = [answers[row.index] for row in rows]
+        overall, per_type = entity_metrics(references, tags)
+        records = [
+            {"row": row.index, "reference": reference, "prediction": predicted}
+            for row, reference, predicted in zip(rows, references, tags, strict=True)
+        ]
+        return Scores({**overall, "loss": loss}, records, per_type=per_type)
+
+    def constant(self, train: Sequence[Example], labels: Labels) -> Constant | None:
+        return f"all {OUTSIDE}", _without_entities
+
+    def example(self, text: str, text_pair: str | None) -> Example:
+        words = tuple(text.split())
+        if not words:
+            raise UserError(f"--text: {text!r} has no words")
+        return Example(0, text, text_pair, words, (OUTSIDE,) * len(words))
+
+    def shown(self, example: Example, rows: Sequence[Row], answers: Answers, labels: Labels) -> dict[str, Any]:
+        tags = answers[rows[0].index]
+        return {"words": list(example.words), "tags": tags, "entities": entities(example.words, tags)}
+
+    def line(self, shown: Mapping[str, Any]) -> str:
+        return ", ".join(f"{found['text']} [{found['type']}]" for found in shown["entities"]) or "no entities"
+
+
+def _without_entities(examples: Sequence[Example]) -> dict[str, float]:
+    references = [[str(tag) for tag in example.reference] for example in examples]  # type: ignore[union-attr]
+    return entity_metrics(references, [[OUTSIDE] * len(tags) for tags in references])[0]
+
+
+def entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, str]]:
+    """The entities that IOB2 tags spell out, as texts with their types."""
+    found: list[dict[str, str]] = []
+    open_type: str | None = None
+    for word, tag in zip(words, tags, strict=True):
+        mark, _, kind = tag.partition("-")
+        if mark == "I" and kind == open_type:
+            found[-1]["text"] += f" {word}"
+        elif mark in ("B", "I"):
+            found.append({"text": word, "type": kind})
+        open_type = kind if mark in ("B", "I") else None
+    return found

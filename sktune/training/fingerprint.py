@@ -1,0 +1,59 @@
+"""What a run has read, in a few bytes: a resumed run compares it with what its checkpoint had read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from sktune.data import Row
+from sktune.errors import UserError
+from sktune.training.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_MEANING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Of a model's configuration: a folder may be copied, and read with another version."""
+
+
+def fingerprint(setup: Setup, train: Sequence[Row] | None, validation: Sequence[Row] | None) -> dict[str, str]:
+    """Digests of the labels, of the model's configuration, and of the rows of both splits as tokens and labels."""
+    config = setup.model.backbone.config.to_dict()
+    shape = {key: value for key, value in config.items() if key not in WITHOUT_MEANING}
+    return {
+        "labels": _digest(setup.labels),
+        "model": _digest(shape),
+        "train": _digest([(row.input_ids, row.labels) for row in train or ()]),
+        "validation": _digest([(row.input_ids, row.labels) for row in validation or ()]),
+    }
+
+
+def compare(before: Mapping[str, str], now: Mapping[str, str], checkpoint: str) -> None:
+    """Holds what a resumed run reads against what its checkpoint had read; warns of other data.
+
+    Raises:
+        UserError: for other labels or another model, which the weights of the checkpoint do not belong to.
+    """
+    changed = {name for name, digest in before.items() if now[name] != digest}
+    for name, field in (("labels", "the labels, in names or order,"), ("model", "the model's configuration")):
+        if name in changed:
+            raise UserError(
+                f"training.resume: {checkpoint} was trained with something else: {field} changed since. Give what the "
+                "run began with, or begin anew in another output.dir"
+            )
+    for split in ("train", "validation"):
+        if split in changed:
+            consequence = (
+                "the order of the data is another from here on"
+                if split == "train"
+                else "the best step so far was chosen by the old one, and stays until a better score"
+            )
+            logger.warning(
+                "data.%s: the texts, their labels or their tokens are not those that %s had read; %s",
+                split, checkpoint, consequence,
+            )  # fmt: skip
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""The batches of a run's steps.
+
+A step's batch is a function of the seed and the step alone, then cut among ranks and accumulation steps: 4x1, 1x4 and
+two ranks are one trajectory, and a resumed run needs no sampler's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from sktune.data import GlobalBatches, Row, divide
+from sktune.distributed.ranks import Ranks
+from sktune.training.setup import Setup
+
+
+class Steps:
+    """What each optimizer step reads.
+
+    Args:
+        setup: the run's parts.
+        rows: of the training split.
+        ranks: share each step's batch.
+    """
+
+    def __init__(self, setup: Setup, rows: Sequence[Row], ranks: Ranks) -> None:
+        self.training = setup.recipe.training
+        self.collator, self.rows, self.ranks = setup.collator, rows, ranks
+        self.global_batch_size = (
+            self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * ranks.world_size
+        )
+        self.batches = GlobalBatches(
+            [row.length for row in rows], self.global_batch_size, self.training.seed, setup.recipe.data.group_by_length
+        )
+        self.per_epoch = self.batches.steps_per_epoch
+        if self.training.max_steps is not None:
+            self.total = self.training.max_steps
+        else:
+            self.total = math.ceil(self.training.num_train_epochs * self.per_epoch)
+        self._counts = [row.labelled for row in rows]
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def row_numbers(self, step: int) -> list[int]:
+        """Rows of a step's batch over all ranks; step counts from 0."""
+        epoch, position = divmod(step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.batches.epoch(epoch))
+        return self._epoch[1][position]
+
+    def labels(self, step: int) -> int:
+        """Labels that count in a step's batch over all ranks."""
+        return sum(self._counts[number] for number in self.row_numbers(step))
+
+    def own(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """This rank's share of a step's batch, collated: one for each accumulation step."""
+        shares = divide(
+            self.row_numbers(step),
+            self.ranks.world_size,
+            self.ranks.rank,
+            self.training.gradient_accumulation_steps,
+            self.training.per_device_train_batch_size,
+        )
+        return [self.collator([None if number is None else self.rows[number] for number in share]) for share in shares]
