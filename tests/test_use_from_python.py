@@ -7,12 +7,14 @@ import io
 import threading
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers as tf
 
 import sktune
 from sktune.embedded import resolve
+from sktune.errors import UserError
 from sktune.methods.config import MethodConfig
 from sktune.model.tuned_model import TunedModel
 
@@ -47,6 +49,7 @@ def base(auto: Any = tf.AutoModel) -> Any:
 
 def tuned(tokenizer: Any, method: MethodConfig, model: Any = None, **options: Any) -> TunedModel:
     settings = {"task": "sequence_classification", "num_labels": 2, **options}
+    torch.manual_seed(0)
     made = sktune.attach(model or base(), tokenizer, method, **settings)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -147,3 +150,102 @@ def test_threads_each_train_a_model_of_their_own(tokenizer, ids) -> None:
     for thread in threads:
         thread.join()
     assert len(losses) == 2 and losses[0] == losses[1]
+
+
+@each_method
+def test_disabled_and_detached_the_plain_model_answers(tokenizer, ids, method) -> None:
+    model = base(tf.AutoModelForCausalLM).train()
+    expected_state = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        plain = model.eval()(ids).logits
+        model.train()
+        made = tuned(tokenizer, method, model, task="causal_lm")
+        woven = made(ids).logits
+        with made.disable_adapter():
+            torch.testing.assert_close(made(ids).logits, plain, atol=1e-5, rtol=0)
+        assert torch.equal(made(ids).logits, woven)
+        assert not torch.allclose(woven, plain, atol=1e-3)
+    assert sktune.detach(made) is model
+    assert model.training
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == {
+        name: trains for name, (trains, _) in expected_state.items()
+    }
+    assert all(torch.equal(p, expected_state[name][1]) for name, p in model.named_parameters())
+    with pytest.raises(UserError, match="detached"):
+        made(ids)
+    with torch.no_grad():
+        again = tuned(tokenizer, method, model, task="causal_lm")
+        torch.testing.assert_close(again(ids).logits, woven, atol=1e-6, rtol=0)
+
+
+def test_detaching_one_of_two_leaves_the_other_as_it_was(tokenizer, ids) -> None:
+    model = base()
+    one, other = (tuned(tokenizer, method, model) for method in (PREFIX, PROMPT))
+    with torch.no_grad():
+        expected = other(ids).logits
+        sktune.detach(one)
+        assert torch.equal(other(ids).logits, expected)
+    assert all(not name.startswith("backbone.") for name in other.trainable_parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+    sktune.detach(other)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("first", [sktune.LoraConfig(), sktune.IA3Config(), sktune.TopLayersConfig(layers=1)])
+@pytest.mark.parametrize("second", [sktune.LoraConfig(alpha=64), PREFIX])
+def test_a_second_method_does_not_freeze_or_replace_what_trains_inside_the_model(tokenizer, first, second) -> None:
+    model = base()
+    one = tuned(tokenizer, first, model)
+    names = list(one.trainable_parameters())
+    with pytest.raises(UserError, match="detach"):
+        sktune.attach(model, tokenizer, second, task="sequence_classification", num_labels=2)
+    assert list(one.trainable_parameters()) == names
+    sktune.detach(one)
+    assert tuned(tokenizer, second, model).trainable_parameters()
+
+
+def test_a_model_with_layers_of_peft_is_refused(tokenizer) -> None:
+    model = peft.get_peft_model(base(), peft.LoraConfig(target_modules=["q_proj"])).base_model.model
+    with pytest.raises(UserError, match="peft"):
+        sktune.attach(model, tokenizer, PREFIX, task="sequence_classification", num_labels=2)
+
+
+@pytest.mark.parametrize("method", [sktune.FullFineTuningConfig(), sktune.TopLayersConfig(layers=1)])
+def test_what_trains_the_models_own_weights_cannot_be_disabled(tokenizer, method) -> None:
+    with pytest.raises(UserError, match="load it again"), tuned(tokenizer, method).disable_adapter():
+        pass
+
+
+def one_step(tokenizer, ids, folder, batch_size: int, accumulation: int, **options: Any) -> torch.Tensor:
+    """The parameters after one step of transformers.Trainer over 8 rows that count different numbers of tokens."""
+    model = tuned(tokenizer, PREFIX, base(tf.AutoModelForCausalLM), task="causal_lm")
+    places = torch.arange(ids.shape[1])
+    rows = [{"input_ids": ids[0], "labels": torch.where(places < i % 4, -100, ids[0])} for i in range(8)]
+    arguments = tf.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        **options,
+    )
+    tf.Trainer(model=model, train_dataset=rows, args=arguments).train()
+    return torch.cat([p.detach().flatten() for p in model.trainable_parameters().values()])
+
+
+def test_in_trainer_accumulated_batches_weigh_as_one(tokenizer, ids, tmp_path) -> None:
+    whole = one_step(tokenizer, ids, tmp_path, 8, 1)
+    torch.testing.assert_close(one_step(tokenizer, ids, tmp_path, 2, 4), whole, atol=1e-6, rtol=0)
+
+
+def test_in_trainer_checkpointing_changes_no_step(tokenizer, ids, tmp_path) -> None:
+    plain = one_step(tokenizer, ids, tmp_path, 8, 1)
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    torch.testing.assert_close(one_step(tokenizer, ids, tmp_path, 8, 1, **options), plain, atol=1e-6, rtol=0)
+    assert not torch.equal(one_step(tokenizer, ids, tmp_path, 4, 1), plain)

@@ -3,9 +3,10 @@
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.loading import load_backbone, load_tokenizer
 from sktune.backbone.prompt_reading import PromptSemantics, read_hidden_states, read_keys_and_values
-from sktune.backbone.weaving import Woven
+from sktune.backbone.weaving import NOTHING, Woven
 
 __all__ = [
+    "NOTHING",
     "Backbone",
     "PromptSemantics",
     "Woven",

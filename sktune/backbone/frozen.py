@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         self.attn_implementation = attn_implementation
         self.visible_prefix = visible_prefix
         self._takes_position_ids = architecture.check(self.base)
+        self.as_given = model.training, [name for name, p in model.named_parameters() if p.requires_grad]
         model.requires_grad_(False)
         for module in model.modules():
             # A stock Linear4bit of a model the caller loaded: on CPUs with AVX512-BF16 it repacks its weight during
@@ -141,6 +142,14 @@ class Backbone(nn.Module):
         for module in self._training_with_the_method:
             module.train(mode)
         return self
+
+    def release(self) -> None:
+        """Puts the model's mode and what of it trains back to what they were when it was given."""
+        training, names = self.as_given
+        self.model.requires_grad_(False)
+        for name in names:
+            self.model.get_parameter(name).requires_grad_(True)
+        self.model.train(training)
 
     def let_train(self, modules: Iterable[nn.Module]) -> None:
         """Modules that a method put into the backbone and whose dropout is on in training."""

@@ -58,6 +58,8 @@ class Method(nn.Module):
 
     positions: int = 0
     """Positions in front of the input, of the prompt or the prefix."""
+    changes_weights: bool = False
+    """True where weights of the model itself train, so that the model without the method is gone."""
     _made: tuple[Hashable, Woven] | None = None
     _read_once: Any = None
     """What the frozen model makes of the text, where that is a constant."""

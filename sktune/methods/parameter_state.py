@@ -16,14 +16,15 @@ def parameter_state(module: nn.Module) -> Hashable | None:
     """What differs whenever a parameter's values do; None where values cannot be read (meta).
 
     Neither `_version` nor the address tells: `parameter.data.copy_` changes neither. So the values are summed,
-    each weighted by its place, in integers: nothing is rounded.
+    each weighted by its place, in integers: nothing is rounded. Addresses are left out: they differ between ranks,
+    which have to agree on whether they weave again (ZeRO-3 gathers).
     """
     parameters = list(module.parameters())
     if any(parameter.is_meta for parameter in parameters):
         return None
     sums = [_weighted_sum(parameter.detach()) for parameter in parameters]
     values = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []
-    return tuple((*map(str, (p.device, p.dtype)), p.data_ptr(), v) for p, v in zip(parameters, values, strict=True))
+    return tuple((str(p.device), str(p.dtype), value) for p, value in zip(parameters, values, strict=True))
 
 
 def _weighted_sum(values: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,29 @@ def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
     return rf"{re.escape(blocks)}\.({'|'.join(map(str, range(below)))})\..*"
 
 
+def refuse_peft_layers(model: nn.Module) -> None:
+    """Refuses a model that has layers of peft already.
+
+    Raises:
+        UserError: with how to take them out.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise UserError(
+            "method.name: this model already has layers of peft in it (lora, ia3, or an adapter of its own), which a "
+            "second method would freeze or replace; take them out first, with sktune.detach(tuned) or peft's "
+            "unload(), or load the model again"
+        )
+
+
+def remove_peft_layers(model: nn.Module) -> None:
+    """Puts the layers that peft's stand around back into their places."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+
+
 class Inserted(NamedTuple):
     """peft's layers in a model: their names in it, and what trains, fp32."""
 
@@ -44,6 +67,7 @@ def inject(config: PeftConfig, backbone: Backbone, name: str) -> Inserted:
     Raises:
         UserError: where peft knows no target modules for the family, or finds none of those named.
     """
+    refuse_peft_layers(backbone.model)
     try:
         inject_adapter_in_model(config, backbone.model)
     except ValueError as error:
