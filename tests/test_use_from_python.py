@@ -249,3 +249,46 @@ def test_in_trainer_checkpointing_changes_no_step(tokenizer, ids, tmp_path) -> N
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     torch.testing.assert_close(one_step(tokenizer, ids, tmp_path, 8, 1, **options), plain, atol=1e-6, rtol=0)
     assert not torch.equal(one_step(tokenizer, ids, tmp_path, 4, 1), plain)
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "named"),
+    [
+        (PREFIX, sktune.SKPrefixConfig(text="the weather in the town"), ["text"]),
+        (PREFIX, sktune.SKPrefixConfig(text=TEXT, activation="relu"), ["activation"]),
+        (PREFIX, sktune.SKPrefixConfig(text="the weather", activation="relu"), ["text", "activation"]),
+        (PROMPT, sktune.SKPromptConfig(text=TEXT, cut_layer=1), ["cut_layer"]),
+        (sktune.LoraConfig(), sktune.LoraConfig(alpha=64), ["alpha"]),
+    ],
+)
+def test_an_adapter_is_not_loaded_into_what_it_was_not_trained_in(tokenizer, tmp_path, saved, here, named) -> None:
+    sktune.save_adapter(tuned(tokenizer, saved), tmp_path)
+    other = tuned(tokenizer, here)
+    before = {name: p.clone() for name, p in other.trainable_parameters().items()}
+    with pytest.raises(UserError) as refusal:
+        sktune.load_adapter(other, tmp_path)
+    assert all(f"method.{field} is " in str(refusal.value) for field in named)
+    assert all(torch.equal(p, before[name]) for name, p in other.trainable_parameters().items())
+
+
+def test_an_adapter_of_another_model_tokenizer_or_task_is_refused(tokenizer, tmp_path) -> None:
+    sktune.save_adapter(tuned(tokenizer, PROMPT), tmp_path)
+    config = tf.AutoConfig.from_pretrained(PATH)
+    config.rms_norm_eps *= 10
+    with pytest.raises(UserError, match="model's configuration"):
+        sktune.load_adapter(tuned(tokenizer, PROMPT, tf.AutoModel.from_config(config)), tmp_path)
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens(["unheard"])
+    with pytest.raises(UserError, match="tokenizer's vocabulary"):
+        sktune.load_adapter(tuned(longer, PROMPT), tmp_path)
+    with pytest.raises(UserError, match=r"task\.name"):
+        sktune.load_adapter(tuned(tokenizer, PROMPT, task="token_classification"), tmp_path)
+
+
+@each_method
+def test_an_adapter_is_loaded_into_what_it_was_trained_in(tokenizer, ids, tmp_path, method) -> None:
+    model = tuned(tokenizer, method)
+    sktune.save_adapter(model, tmp_path)
+    fresh = sktune.attach(base(), tokenizer, method, task="sequence_classification", num_labels=2).eval()
+    with torch.no_grad():
+        assert torch.equal(sktune.load_adapter(fresh, tmp_path)(ids).logits, model(ids).logits)

@@ -58,8 +58,8 @@ class Method(nn.Module):
 
     positions: int = 0
     """Positions in front of the input, of the prompt or the prefix."""
-    changes_weights: bool = False
-    """True where weights of the model itself train, so that the model without the method is gone."""
+    config: MethodConfig
+    """The section it was built from, put here by `build_method`."""
     _made: tuple[Hashable, Woven] | None = None
     _read_once: Any = None
     """What the frozen model makes of the text, where that is a constant."""
@@ -132,6 +132,7 @@ def build_method(
         UserError: where the architecture, the text or the labels do not suit the method.
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
+    method.config = config
     for module in method.modules():
         if isinstance(module, PromptText) and not module.input_ids.is_meta:  # a plan has no contents
             where = "the text that the method reads"

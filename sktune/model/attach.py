@@ -16,7 +16,8 @@ from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
-from sktune.model.adapter import write_weights
+from sktune.model.adapter import read_card, write_weights
+from sktune.model.identity import IDENTITY, compare, identity
 from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
 from sktune.tasks import TASKS
 from sktune.tasks.config import TaskConfig
@@ -95,6 +96,7 @@ def attach(
         build_method(method, backbone, tokenizer),
         build_task(section).head(backbone, num_labels or 1),
     ).to(device)
+    tuned.belongs_to = identity(backbone, tokenizer, tuned.method, section, num_labels)
     if others:
         backbone.as_given = others[0].backbone.as_given
     _attached.setdefault(model, WeakSet()).add(tuned)
@@ -124,10 +126,11 @@ def detach(tuned: TunedModel) -> PreTrainedModel:
 
 
 def save_adapter(model: TunedModel, folder: str | Path) -> Path:
-    """Writes the trainable parameters (safetensors) into a folder; returns it."""
+    """Writes the trainable parameters (safetensors), and a card of what they belong to, into a folder; returns it."""
     path = Path(folder)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
-    write_weights(path, fold_centre(weights | model.constants()), {"model": model.backbone.config.name_or_path})
+    card = {"model": model.backbone.config.name_or_path, IDENTITY: model.belongs_to}
+    write_weights(path, fold_centre(weights | model.constants()), card)
     return path
 
 
@@ -135,10 +138,14 @@ def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
     """Puts saved parameters into a model attached the same way; returns it.
 
     Raises:
-        UserError: where they do not fit, or there are none.
+        UserError: where there are none, they do not fit, or method, text, task, labels, model or tokenizer differ
+            from those they were saved with, each by name.
     """
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
+    saved = read_card(file.parent).get(IDENTITY)
+    if saved and model.belongs_to:
+        compare(saved, model.belongs_to, str(file))
     put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
     return model

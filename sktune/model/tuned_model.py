@@ -68,6 +68,7 @@ class TunedModel(nn.Module):
         self.backbone = backbone
         self.method = method
         self.head = head
+        self.belongs_to: dict[str, Any] | None = None  # see `identity`; of a model attached from Python
         self.detached = False
         self._disabled = False
 
@@ -120,7 +121,7 @@ class TunedModel(nn.Module):
         Raises:
             UserError: where the model's own weights are what trains (full, top_layers).
         """
-        if self.method.changes_weights:
+        if self.method.config.trains_backbone:
             raise UserError(
                 "disable_adapter: this method trains the model's own weights, so the plain model is no longer there; "
                 "load it again"

@@ -13,8 +13,6 @@ from sktune.methods.unfrozen import train_in_fp32
 class FullFineTuning(Method):
     """All of the model trains, the token embeddings and the language model's head included."""
 
-    changes_weights = True
-
     def __init__(self, config: FullFineTuningConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         train_in_fp32(backbone, backbone.model.parameters())

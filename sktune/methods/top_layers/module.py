@@ -13,8 +13,6 @@ from sktune.methods.unfrozen import train_top_blocks
 class TopLayers(Method):
     """The uppermost blocks train; those below stay frozen."""
 
-    changes_weights = True
-
     def __init__(self, config: TopLayersConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
         train_top_blocks(backbone, config.layers)
