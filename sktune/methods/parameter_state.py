@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 
 CHUNK = 2**22
 """Elements that are summed at a time: 64 MiB of temporary memory."""
@@ -13,14 +14,14 @@ CHUNK = 2**22
 
 @torch.compiler.disable
 def parameter_state(module: nn.Module) -> Hashable | None:
-    """What differs whenever a parameter's values do; None where values cannot be read (meta).
+    """What differs whenever a parameter's values do; None where there are none (meta, a plan).
 
     Neither `_version` nor the address tells: `parameter.data.copy_` changes neither. So the values are summed,
     each weighted by its place, in integers: nothing is rounded. Addresses are left out: they differ between ranks,
     which have to agree on whether they weave again (ZeRO-3 gathers).
     """
     parameters = list(module.parameters())
-    if any(parameter.is_meta for parameter in parameters):
+    if any(parameter.is_meta for parameter in parameters) or detect_fake_mode(parameters) is not None:
         return None
     sums = [_weighted_sum(parameter.detach()) for parameter in parameters]
     values = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []
