@@ -92,8 +92,6 @@ class Method(nn.Module):
         if self.training or torch.is_grad_enabled():
             return self.weave(backbone)
         state = parameter_state(self)
-        if state is None:
-            return self.weave(backbone)
         # ZeRO-3's updates are not seen in what is gathered elsewhere, but those happen in training mode.
         if self._made is None or self._made[0] != state:
             self._made = state, self.weave(backbone)

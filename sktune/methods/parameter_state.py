@@ -13,8 +13,8 @@ CHUNK = 2**22
 
 
 @torch.compiler.disable
-def parameter_state(module: nn.Module) -> Hashable | None:
-    """What differs whenever a parameter's values do; None where there are none (meta, a plan).
+def parameter_state(module: nn.Module) -> Hashable:
+    """What differs whenever a parameter's values do.
 
     Neither `_version` nor the address tells: `parameter.data.copy_` changes neither. So the values are summed,
     each weighted by its place, in integers: nothing is rounded. Addresses are left out: they differ between ranks,
@@ -22,7 +22,7 @@ def parameter_state(module: nn.Module) -> Hashable | None:
     """
     parameters = list(module.parameters())
     if any(parameter.is_meta for parameter in parameters) or detect_fake_mode(parameters) is not None:
-        return None
+        return tuple((str(p.device), str(p.dtype)) for p in parameters)  # no values, so none that change
     sums = [_weighted_sum(parameter.detach()) for parameter in parameters]
     values = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []
     return tuple((str(p.device), str(p.dtype), value) for p, value in zip(parameters, values, strict=True))
