@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sktune.methods.sk_prefix.config import SKPrefixConfig
     from sktune.methods.sk_prompt.config import SKPromptConfig
     from sktune.methods.top_layers.config import TopLayersConfig
-    from sktune.model.attach import attach, load_adapter, save_adapter
+    from sktune.model.attach import attach, detach, load_adapter, save_adapter
 
 __all__ = [
     "BottleneckAdapterConfig",
@@ -38,6 +38,7 @@ __all__ = [
     "SKPromptConfig",
     "TopLayersConfig",
     "attach",
+    "detach",
     "load_adapter",
     "save_adapter",
 ]

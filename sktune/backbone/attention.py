@@ -8,8 +8,7 @@ The prefix is visible from every position, also where the model slides a window 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,8 +20,12 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_ma
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION_PREFIX = "sktune_"
-_PREFIX_ATTRIBUTE = "_sktune_prefix"
-_GATED_ATTRIBUTE = "_sktune_gated_prompt"
+PREFIX_ATTRIBUTE = "_sktune_prefix"
+"""Where an attention module finds the prefix of a pass, a `LayerKeyValues`."""
+GATED_ATTRIBUTE = "_sktune_gated_prompt"
+"""Where it finds the prompt it reads beside the input, a `GatedPrompt`."""
+RECORD_ATTRIBUTE = "_sktune_record"
+"""Where it finds the list that its keys and values are written into."""
 
 
 class LayerKeyValues(NamedTuple):
@@ -41,35 +44,6 @@ class GatedPrompt(NamedTuple):
     """[heads]: how much of it is added."""
 
 
-_recording: list[tuple[nn.Module, LayerKeyValues]] | None = None
-
-
-@contextmanager
-def record_keys_and_values() -> Iterator[list[tuple[nn.Module, LayerKeyValues]]]:
-    """Collects (attention module, its keys and values) of every attention call inside the block, in order."""
-    global _recording
-    assert _recording is None, "recordings do not nest"
-    record: list[tuple[nn.Module, LayerKeyValues]] = []
-    _recording = record
-    try:
-        yield record
-    finally:
-        _recording = None
-
-
-def set_prefix(module: nn.Module, prefix: LayerKeyValues | None) -> None:
-    """Gives one attention module the prefix of its next calls; None takes it away.
-
-    The prefix stays on the module after the call: gradient checkpointing reads it again in backward.
-    """
-    module.__dict__[_PREFIX_ATTRIBUTE] = prefix
-
-
-def set_gated_prompt(module: nn.Module, prompt: GatedPrompt | None) -> None:
-    """Gives one attention module the gated prompt of its next calls; None takes it away."""
-    module.__dict__[_GATED_ATTRIBUTE] = prompt
-
-
 def _attend_to_gated(query: torch.Tensor, prompt: GatedPrompt, scale: float) -> torch.Tensor:
     """Query [B, heads, L, head_dim] -> what it reads in the prompt, [B, L, heads, head_dim]."""
     head_dim = query.shape[-1]
@@ -86,14 +60,21 @@ def _attend_to_gated(query: torch.Tensor, prompt: GatedPrompt, scale: float) -> 
 
 
 def _widen(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """The mask with `length` always-visible columns in front; one copy per mask, not one per layer."""
+    """The mask with `length` always-visible columns in front."""
     if mask is None:
         return None
+    if torch.compiler.is_compiling():
+        return _widened(mask, length)
+    # One copy per mask, not one per layer.
     cache: dict[int, torch.Tensor] = mask.__dict__.setdefault("_sktune_widened", {})
     if length not in cache:
-        visible = True if mask.dtype == torch.bool else (1 if not mask.is_floating_point() else 0.0)
-        cache[length] = F.pad(mask, (length, 0), value=visible)
+        cache[length] = _widened(mask, length)
     return cache[length]
+
+
+def _widened(mask: torch.Tensor, length: int) -> torch.Tensor:
+    visible = True if mask.dtype == torch.bool else (1 if not mask.is_floating_point() else 0.0)
+    return F.pad(mask, (length, 0), value=visible)
 
 
 def _eager_function(module: nn.Module) -> Callable[..., Any]:
@@ -120,9 +101,10 @@ def _attend(kind: str) -> Callable[..., Any]:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        if _recording is not None:
-            _recording.append((module, LayerKeyValues(key, value)))
-        prefix: LayerKeyValues | None = module.__dict__.get(_PREFIX_ATTRIBUTE)
+        record: list[tuple[nn.Module, LayerKeyValues]] | None = module.__dict__.get(RECORD_ATTRIBUTE)
+        if record is not None:
+            record.append((module, LayerKeyValues(key, value)))
+        prefix: LayerKeyValues | None = module.__dict__.get(PREFIX_ATTRIBUTE)
         if prefix is not None:
             batch = key.shape[0]
             key = torch.cat((prefix.key.to(key.dtype).expand(batch, -1, -1, -1), key), dim=2)
@@ -133,7 +115,7 @@ def _attend(kind: str) -> Callable[..., Any]:
         else:
             inner = _flash_attention if kind == "flash_attention_2" else ALL_ATTENTION_FUNCTIONS[kind]
         output, weights = inner(module, query, key, value, attention_mask, **kwargs)
-        gated: GatedPrompt | None = module.__dict__.get(_GATED_ATTRIBUTE)
+        gated: GatedPrompt | None = module.__dict__.get(GATED_ATTRIBUTE)
         if gated is not None:
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
             output = output + _attend_to_gated(query, gated, scale).to(output.dtype)

@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sktune.backbone import architecture
-from sktune.backbone.attention import (
-    IMPLEMENTATION_PREFIX,
-    GatedPrompt,
-    LayerKeyValues,
-    register_prefix_attention,
-    set_gated_prompt,
-    set_prefix,
-)
+from sktune.backbone.attention import LayerKeyValues, register_prefix_attention
 from sktune.backbone.prefix_cache import PrefixCache
+from sktune.backbone.weaving import NOTHING, Pass, Woven
 from sktune.errors import UserError
-
-
-class Woven(NamedTuple):
-    """What a method adds to every row of a batch; `Backbone.read` reads it. Nothing: it changed the backbone itself."""
-
-    prompt: torch.Tensor | None = None
-    """[1, P, d], any float dtype: in front of the input's embeddings."""
-    prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None
-    """Of each attention module, keys and values in front of its own: [1, kv_heads, P, head_dim], rotated."""
-    gated: Sequence[tuple[nn.Module, GatedPrompt]] | None = None
-    """Prompts that attention modules read beside the input (LLaMA-Adapter)."""
-
-
-NOTHING = Woven()
 
 
 class Backbone(nn.Module):
     """A frozen decoder or encoder; it never trains, never drops out, and reads at given positions.
 
-    One pass at a time: a pass with a prefix is to be followed by its backward before the next pass begins.
+    What a method adds is on the model during a pass only; several may take turns on one model.
 
     Args:
         model: a `transformers` model without a task head, or a causal language model.
@@ -72,6 +51,7 @@ class Backbone(nn.Module):
         self.attn_implementation = attn_implementation
         self.visible_prefix = visible_prefix
         self._takes_position_ids = architecture.check(self.base)
+        self.as_given = model.training, [name for name, p in model.named_parameters() if p.requires_grad]
         model.requires_grad_(False)
         for module in model.modules():
             # A stock Linear4bit of a model the caller loaded: on CPUs with AVX512-BF16 it repacks its weight during
@@ -82,10 +62,7 @@ class Backbone(nn.Module):
         # A frozen block does not; a method that puts dropout into it says so.
         self.draws_random_numbers = False
         self._training_with_the_method: list[nn.Module] = []
-        if gradient_checkpointing:
-            for block in self.blocks:
-                self._checkpoint(block)
-        self._woven: list[nn.Module] = []
+        self._routes_attention = False
         self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
         self.eval()
 
@@ -166,23 +143,18 @@ class Backbone(nn.Module):
             module.train(mode)
         return self
 
+    def release(self) -> None:
+        """Puts the model's mode and what of it trains back to what they were when it was given."""
+        training, names = self.as_given
+        self.model.requires_grad_(False)
+        for name in names:
+            self.model.get_parameter(name).requires_grad_(True)
+        self.model.train(training)
+
     def let_train(self, modules: Iterable[nn.Module]) -> None:
         """Modules that a method put into the backbone and whose dropout is on in training."""
         self._training_with_the_method = list(modules)
         self.draws_random_numbers = bool(self._training_with_the_method)
-
-    def _checkpoint(self, block: nn.Module) -> None:
-        # transformers' own checkpointing runs only in training mode, which would switch dropout on, and it
-        # takes caches away. `forward` is wrapped, not the call: hooks (ZeRO-3's gathering) stay outside.
-        forward = block.forward
-
-        def checkpointed(*args: Any, **kwargs: Any) -> Any:
-            if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-                return forward(*args, **kwargs)
-            random = self.draws_random_numbers
-            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
-
-        block.forward = checkpointed
 
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:
@@ -205,7 +177,7 @@ class Backbone(nn.Module):
             setattr(parent, name, blocks)
 
     def use_prefix_attention(self) -> None:
-        """Routes attention through the prefix-aware functions; needed once, by a method with a prefix or gated prompts.
+        """Lets passes route attention through the prefix-aware functions; for a prefix or gated prompts.
 
         Raises:
             UserError: where the architecture neither uses the attention interface nor is known to read a
@@ -219,9 +191,7 @@ class Backbone(nn.Module):
                 "transformers' attention interface; use sk_prompt"
             )
         register_prefix_attention()
-        for module in self.model.modules():
-            if isinstance(module, PreTrainedModel):
-                module.config._attn_implementation = IMPLEMENTATION_PREFIX + self.attn_implementation
+        self._routes_attention = True
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -274,8 +244,7 @@ class Backbone(nn.Module):
         output: torch.Tensor = self(
             inputs_embeds,
             attention_mask,
-            prefix=woven.prefix,
-            gated=woven.gated,
+            woven=woven,
             with_lm_head=with_lm_head,
             keep_positions=None if keep_positions is None else keep_positions + count,
             answer_positions=None if answer_positions is None else answer_positions + count,
@@ -288,8 +257,8 @@ class Backbone(nn.Module):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         *,
-        prefix: Sequence[tuple[nn.Module, LayerKeyValues]] | None = None,
-        gated: Sequence[tuple[nn.Module, GatedPrompt]] | None = None,
+        woven: Woven = NOTHING,
+        record: list[tuple[nn.Module, LayerKeyValues]] | None = None,
         with_lm_head: bool = False,
         keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
@@ -300,8 +269,8 @@ class Backbone(nn.Module):
         Args:
             inputs_embeds: [batch, length, d].
             attention_mask: [batch, length], 1 for real tokens; padding only on the right.
-            prefix: per attention module, the keys and values every token can see; positions go on behind them.
-            gated: per attention module, the prompt that it reads beside the input.
+            woven: what is added inside the model; positions go on behind a prefix. A prompt is in `inputs_embeds`.
+            record: filled with (attention module, its keys and values) of every attention call, in order.
             with_lm_head: return the language model's logits instead of hidden states.
             keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
             answer_positions: [batch] int64, instead: each row's one position whose logits are wanted.
@@ -317,15 +286,44 @@ class Backbone(nn.Module):
             **model_inputs,
         }
         if self._takes_position_ids:
-            start = (prefix[0][1].key.shape[2] if prefix else 0) + architecture.first_position(self.base)
+            start = (woven.prefix[0][1].key.shape[2] if woven.prefix else 0) + architecture.first_position(self.base)
             inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
                 inputs_embeds.shape[0], -1
             )
-        self._unweave()
-        self._weave(prefix or (), gated or (), inputs)
+        with self.weaving(woven, record):
+            return self._called(inputs, woven, with_lm_head, keep_positions, answer_positions)
+
+    @contextmanager
+    def weaving(self, woven: Woven, record: list[tuple[nn.Module, LayerKeyValues]] | None = None) -> Iterator[None]:
+        """Inside, the model itself reads with what was woven (but for a prompt), and is then as it was before."""
+        through_cache = self.uses_cache_for_prefix
+        one_pass = Pass(
+            self.model,
+            woven._replace(prefix=None) if through_cache else woven,
+            implementation=self.attn_implementation if self._routes_attention else None,
+            checkpointed=list(self.blocks) if self.gradient_checkpointing and torch.is_grad_enabled() else [],
+            random=self.draws_random_numbers,
+            record=record,
+        )
+        with one_pass.active():
+            yield
+
+    def _called(
+        self,
+        inputs: dict[str, Any],
+        woven: Woven,
+        with_lm_head: bool,
+        keep_positions: torch.Tensor | None,
+        answer_positions: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if woven.prefix and self.uses_cache_for_prefix:
+            mask, prefix = inputs["attention_mask"], [key_values for _, key_values in woven.prefix]
+            inputs["attention_mask"] = F.pad(mask, (prefix[0].key.shape[2], 0), value=1)
+            inputs["past_key_values"] = PrefixCache(prefix, mask.shape[0])
         inputs["use_cache"] = inputs.get("past_key_values") is not None
         if not with_lm_head:
-            return self.base(**inputs)[0]
+            hidden: torch.Tensor = self.base(**inputs)[0]
+            return hidden
         if answer_positions is not None:
             with self._only_at(answer_positions) as reached:
                 logits: torch.Tensor = self.model(**inputs).logits
@@ -360,30 +358,3 @@ class Backbone(nn.Module):
             yield reached
         finally:
             hook.remove()
-
-    def _weave(
-        self,
-        prefix: Sequence[tuple[nn.Module, LayerKeyValues]],
-        gated: Sequence[tuple[nn.Module, GatedPrompt]],
-        inputs: dict[str, Any],
-    ) -> None:
-        self._woven = [module for module, _ in (*prefix, *gated)]
-        for module, prompt in gated:
-            set_gated_prompt(module, prompt)
-        if not self.uses_cache_for_prefix:
-            for module, key_values in prefix:
-                set_prefix(module, key_values)
-            return
-        if not prefix:
-            return
-        mask = inputs["attention_mask"]
-        count = prefix[0][1].key.shape[2]
-        inputs["attention_mask"] = torch.cat((mask.new_ones(mask.shape[0], count), mask), dim=1)
-        inputs["past_key_values"] = PrefixCache([key_values for _, key_values in prefix], mask.shape[0])
-
-    def _unweave(self) -> None:
-        # Not at the end of a pass: gradient checkpointing reads the prefix again in backward.
-        for module in self._woven:
-            set_prefix(module, None)
-            set_gated_prompt(module, None)
-        self._woven = []

@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from sktune.backbone.attention import LayerKeyValues, record_keys_and_values
+from sktune.backbone.attention import LayerKeyValues
 from sktune.backbone.frozen import Backbone
 from sktune.errors import UserError
 
 
 class PromptSemantics(NamedTuple):
-    """Keys and values of the text in every layer, and the attention modules they belong to."""
+    """Keys and values of the text in every layer, and the names of the attention modules they belong to."""
 
-    modules: list[nn.Module]
+    modules: list[str]
     states: torch.Tensor
     """[2, layers, P, kv_heads * head_dim]: the keys, then the values, in the backbone's dtype"""
     kv_heads: int
 
-    def prefix(self, states: torch.Tensor) -> list[tuple[nn.Module, LayerKeyValues]]:
+    def prefix(self, states: torch.Tensor) -> list[tuple[str, LayerKeyValues]]:
         """A prefix of other keys and values, for the modules.
 
         Args:
@@ -34,14 +34,15 @@ class PromptSemantics(NamedTuple):
         own = self._by_heads(self.states[:, :below])
         layers = [(own, i) for i in range(below)] + [(upper, i) for i in range(states.shape[1])]
         return [
-            (module, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
-            for module, (heads, i) in zip(self.modules, layers, strict=True)
+            (name, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
+            for name, (heads, i) in zip(self.modules, layers, strict=True)
         ]
 
     def _by_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.to(self.states.dtype).unflatten(-1, (self.kv_heads, -1)).transpose(2, 3)
 
 
+@torch.compiler.disable
 def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
     """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).
 
@@ -62,8 +63,8 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
                 for i, module in enumerate(backbone.blocks)
             ]
         else:
-            with record_keys_and_values() as record:
-                backbone(embeds, mask)
+            record = []
+            backbone(embeds, mask, record=record)
     modules = [module for module, _ in record]
     shapes = {states.shape for _, kv in record for states in kv}
     depth = backbone.config.num_hidden_layers
@@ -74,9 +75,13 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
     states = torch.stack([torch.cat(of_all) for of_all in zip(*(kv for _, kv in record), strict=True)])
-    return PromptSemantics(modules, states.transpose(2, 3).flatten(3), states.shape[2])
+    name_of = {id(module): name for name, module in backbone.model.named_modules()}
+    return PromptSemantics(
+        [name_of[id(module)] for module in modules], states.transpose(2, 3).flatten(3), states.shape[2]
+    )
 
 
+@torch.compiler.disable
 def read_hidden_states(backbone: Backbone, embeds: torch.Tensor, cut_layer: int) -> torch.Tensor:
     """What the text is after `cut_layer` blocks (SK-Prompt); the blocks above are not run.
 

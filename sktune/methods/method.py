@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,6 +15,7 @@ from sktune.data import Example
 from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.config import MethodConfig
+from sktune.methods.parameter_state import parameter_state
 from sktune.methods.prompt_text import PromptText
 from sktune.sections import DataSection
 from sktune.tasks.task import Task
@@ -57,7 +58,11 @@ class Method(nn.Module):
 
     positions: int = 0
     """Positions in front of the input, of the prompt or the prefix."""
-    _made: tuple[int, Woven] | None = None
+    config: MethodConfig
+    """The section it was built from, put here by `build_method`."""
+    _made: tuple[Hashable, Woven] | None = None
+    _read_once: Any = None
+    """What the frozen model makes of the text, where that is a constant."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -86,15 +91,28 @@ class Method(nn.Module):
         """
         if self.training or torch.is_grad_enabled():
             return self.weave(backbone)
-        # Counts in-place changes; ZeRO-3's updates it does not see, but those happen in training mode.
-        version = sum(parameter._version for parameter in self.parameters())
-        if self._made is None or self._made[0] != version:
-            self._made = version, self.weave(backbone)
+        state = parameter_state(self)
+        # ZeRO-3's updates are not seen in what is gathered elsewhere, but those happen in training mode.
+        if self._made is None or self._made[0] != state:
+            self._made = state, self.weave(backbone)
         return self._made[1]
+
+    def forget(self) -> None:
+        """Drops what was computed and kept: the text's semantics and the last `Woven`."""
+        self._made = None
+        self._read_once = None
 
     def train(self, mode: bool = True) -> Self:
         self._made = None
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.forget()  # it is of the device and dtype that the model had
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy reads the text with its own model.
+        return self.__dict__ | {"_made": None, "_read_once": None}
 
 
 def build_method(
@@ -112,6 +130,7 @@ def build_method(
         UserError: where the architecture, the text or the labels do not suit the method.
     """
     method: Method = METHODS.implementation(config.name)(config, backbone, tokenizer, labels)
+    method.config = config
     for module in method.modules():
         if isinstance(module, PromptText) and not module.input_ids.is_meta:  # a plan has no contents
             where = "the text that the method reads"

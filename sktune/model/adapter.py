@@ -46,6 +46,24 @@ def write_adapter(
     write_whole(folder / RECIPE_FILE, loaded.text())
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of an adapter's folder; empty where there is none.
+
+    Raises:
+        UserError: where it is damaged.
+    """
+    file = folder / ADAPTER_CARD
+    if not file.is_file():
+        return {}
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: this adapter card cannot be read ({error})") from error
+    if not isinstance(card, dict):
+        raise UserError(f"{file}: this adapter card is not a JSON object")
+    return card
+
+
 def adapter_folder(output: Path) -> Path:
     """The adapter in a run's output folder, or the folder itself where it is one.
 

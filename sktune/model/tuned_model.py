@@ -5,8 +5,8 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from sktune.backbone import Backbone
+from sktune.backbone import NOTHING, Backbone
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
@@ -59,12 +59,18 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
 class TunedModel(nn.Module):
     """Backbone, method and head as one `nn.Module`; only the method and the head have trainable parameters."""
 
+    accepts_loss_kwargs = True
+    """Tells `transformers.Trainer` to pass `num_items_in_batch`: accumulated batches then weigh as one would."""
+
     def __init__(self, backbone: Backbone, method: Method, head: Head) -> None:
         super().__init__()
         # The backbone first: ZeRO-3 looks at the dtype of a module's first parameter, and an embedding's suits it.
         self.backbone = backbone
         self.method = method
         self.head = head
+        self.belongs_to: dict[str, Any] | None = None  # see `identity`; of a model attached from Python
+        self.detached = False
+        self._disabled = False
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
@@ -108,6 +114,53 @@ class TunedModel(nn.Module):
         head.set_centre(feature_sum)
         self.train(was_training)
 
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, the method adds nothing: the head, as it is trained, reads the plain model.
+
+        Raises:
+            UserError: where the model's own weights are what trains (full, top_layers).
+        """
+        if self.method.config.trains_backbone:
+            raise UserError(
+                "disable_adapter: this method trains the model's own weights, so the plain model is no longer there; "
+                "load it again"
+            )
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recomputes every block in backward from now on; `transformers.Trainer` calls it.
+
+        Raises:
+            UserError: for what is not supported: `use_reentrant`, only some of the blocks, offloading.
+        """
+        settings = dict(activation_checkpointing_kwargs or {})
+        if settings.pop("use_reentrant", False) or settings or every_n_layers != 1 or offload:
+            raise UserError(
+                "activation_checkpointing_kwargs: blocks are recomputed one by one, without use_reentrant, "
+                "every_n_layers, offload or other settings; leave them out"
+            )
+        self.backbone.gradient_checkpointing = True
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """`activation_checkpointing_enable` by the name that earlier versions of transformers call."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps the blocks' activations from now on."""
+        self.backbone.gradient_checkpointing = False
+
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
         packed: dict[int, int] = {}
@@ -138,9 +191,11 @@ class TunedModel(nn.Module):
             num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
             answer_positions: [B] int64, where the language model answers with a label's word, counted without padding.
         """
+        if self.detached:
+            raise UserError("this model was detached: attach a method again")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
-        woven = self.method(self.backbone)
+        woven = NOTHING if self._disabled else self.method(self.backbone)
         embeds = self.backbone.embed(aligned.forth(input_ids))
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
         if labels is not None and self.head.per_token:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.methods.bottleneck_adapter.config import BottleneckAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.semantic.adapter import ACTIVATIONS
@@ -42,15 +42,10 @@ class BottleneckAdapter(Method):
         places = places[-number_of(config.layers, len(places)) :]
         chosen = [place for pair in places for place in (pair if config.placement == "houlsby" else pair[1:])]
         self.adapters = nn.ModuleList(Bottleneck(backbone.hidden_size, config) for _ in chosen)
-        for place, adapter in zip(chosen, self.adapters, strict=True):
-            place.register_forward_hook(_behind(adapter))
+        name_of = {id(module): name for name, module in backbone.model.named_modules()}
+        self.places = [name_of[id(place)] for place in chosen]
         if config.dropout:
             backbone.draws_random_numbers = True
 
-
-def _behind(adapter: nn.Module) -> Any:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        adapted: torch.Tensor = adapter(output)
-        return adapted
-
-    return hook
+    def weave(self, backbone: Backbone) -> Woven:
+        return Woven(behind=list(zip(self.places, self.adapters, strict=True)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.methods.ia3.config import IA3Config
 from sktune.methods.method import Method, without_decay
 from sktune.methods.peft_layers import inject, lower_blocks
@@ -25,4 +25,9 @@ class IA3(Method):
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )
-        without_decay(inject(layers, backbone, "ia3"))
+        inserted = inject(layers, backbone, "ia3")
+        self.inserted = inserted.names
+        without_decay(inserted.parameters)
+
+    def weave(self, backbone: Backbone) -> Woven:
+        return Woven(layers=self.inserted)

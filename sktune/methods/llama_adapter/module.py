@@ -40,27 +40,29 @@ class LlamaAdapter(Method):
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
         self.text = PromptText(ordinary_tokens(tokenizer, backbone)[:1], backbone.hidden_size, trainable=False)
-        self._read_once: PromptSemantics | None = None
 
     def weave(self, backbone: Backbone) -> Woven:
         gated = []
-        modules = self._attention_modules(backbone)[self.first :]
-        for module, prompt, gate in zip(modules, self.prompts.to(backbone.dtype), self.gates, strict=True):
+        names = self._attention_modules(backbone)[self.first :]
+        for name, prompt, gate in zip(names, self.prompts.to(backbone.dtype), self.gates, strict=True):
+            module = backbone.model.get_submodule(name)
             key, value = module.get_submodule("k_proj")(prompt), module.get_submodule("v_proj")(prompt)
-            key = _normed(module, key)
-            gated.append((module, GatedPrompt(key, value, gate.tanh())))
+            gated.append((name, GatedPrompt(_normed(module, key), value, gate.tanh())))
         return Woven(gated=gated)
 
-    def _attention_modules(self, backbone: Backbone) -> list[nn.Module]:
+    def _attention_modules(self, backbone: Backbone) -> list[str]:
         # Which module attends in which layer is learned by reading; one token is enough.
         if self._read_once is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._read_once = read_keys_and_values(backbone, self.text(backbone))
-            if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in self._read_once.modules):
+                read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone))
+            modules = [backbone.model.get_submodule(name) for name in read.modules]
+            if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in modules):
                 raise UserError(_not_available(backbone))
-            for module in self._read_once.modules:
+            for module in modules:
                 _check_attention(module, backbone)
-        return self._read_once.modules
+            self._read_once = read.modules
+        names: list[str] = self._read_once
+        return names
 
 
 _KNOWN_PARTS = frozenset(

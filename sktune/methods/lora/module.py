@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 
-from sktune.backbone import Backbone
+from sktune.backbone import Backbone, Woven
 from sktune.methods.lora.config import LoraConfig
 from sktune.methods.method import Method
 from sktune.methods.peft_layers import inject, lower_blocks
@@ -26,6 +26,9 @@ class Lora(Method):
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )
-        inject(layers, backbone, "lora")
+        self.inserted = inject(layers, backbone, "lora").names
         if config.dropout:
             backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))
+
+    def weave(self, backbone: Backbone) -> Woven:
+        return Woven(layers=self.inserted)

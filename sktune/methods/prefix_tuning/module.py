@@ -59,13 +59,12 @@ class PrefixTuning(Method):
             )
             self.encoder = PrefixEncoder(settings)
         self.text = PromptText(ids, backbone.hidden_size, trainable=False)
-        self._read_once: PromptSemantics | None = None
 
     def weave(self, backbone: Backbone) -> Woven:
         if self._read_once is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._read_once = read_keys_and_values(backbone, self.text(backbone))
-        read = self._read_once
+        read: PromptSemantics = self._read_once
         if self.change is not None:
             both = read.states[:, -self.layers :] + self.change
         else:

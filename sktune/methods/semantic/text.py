@@ -24,7 +24,6 @@ class SemanticMethod(Method, Generic[S]):
         self.text = PromptText(encode_prompt_text(tokenizer, config.text), backbone.hidden_size, config.trainable_text)
         self.positions = len(self.text)
         self.read_once = config.semantics == "cached" and not config.trainable_text
-        self._semantics: S | None = None
 
     @abstractmethod
     def read(self, backbone: Backbone, embeds: torch.Tensor) -> S:
@@ -32,13 +31,14 @@ class SemanticMethod(Method, Generic[S]):
 
     def semantics(self, backbone: Backbone) -> S:
         """The semantics of the text, read again only where they change."""
-        if self._semantics is not None:
-            return self._semantics
+        if self._read_once is not None:
+            kept: S = self._read_once
+            return kept
         # Without a trainable text the semantics are a constant of the frozen model. They outlive this call, so
         # they must not be inference tensors.
         with_gradient = torch.is_grad_enabled() and self.text.change is not None
         with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
             semantics = self.read(backbone, self.text(backbone))
         if self.read_once:
-            self._semantics = semantics
+            self._read_once = semantics
         return semantics
