@@ -24,6 +24,7 @@ from sktune.cli.plan import parse_bytes
 from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.planning import MOMENTS, Plan, activations, changes, choose_sharding, plan
@@ -506,7 +507,7 @@ def test_an_unknown_model_offline_is_named_with_the_cure(make: MakeRecipe, monke
 
 
 def _not_there(*_: object) -> None:
-    raise ValueError("no connection")
+    raise UserError("no connection")
 
 
 @pytest.mark.parametrize(

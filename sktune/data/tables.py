@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from sktune.data.table import Table
 from sktune.data.text_tables import read_json, read_separated
 from sktune.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Names that load_dataset would take for a reader of whatever lies in the working directory.
 _READERS = ("csv", "json", "parquet", "text", "arrow", "conll", "pandas", "webdataset", "xml")
@@ -23,6 +25,8 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> T
     """
     if path in _READERS:
         raise UserError(f"data.path: {path!r} is a format. Give the folder there, and the format as data.format.")
+    import datasets  # a second to import, where it is used
+
     where = f"split {split!r} of {path}" + (f" ({name})" if name else "")
     try:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
@@ -52,6 +56,8 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
         return read_json(path, encoding)
     if format in ("csv", "tsv"):
         return read_separated(path, format, encoding)
+    import datasets
+
     try:
         dataset = datasets.load_dataset(format, data_files=glob.escape(str(path)), split="train")
     except Exception as error:  # every failure of a foreign library, in one clear line
@@ -59,7 +65,9 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
     return _table(dataset, str(path))
 
 
-def _table(dataset: datasets.Dataset, where: str) -> Table:
+def _table(dataset: Dataset, where: str) -> Table:
+    import datasets
+
     coded = {}
     for column, feature in dataset.features.items():
         feature = getattr(feature, "feature", feature)  # a list of codes is coded too
