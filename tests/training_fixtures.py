@@ -609,7 +609,7 @@ def run_jobs(workshop: Workshop, jobs: list[dict[str, Any]], ranks: int) -> Seve
         file.write_text(json.dumps(jobs), encoding="utf-8")
         command = deepspeed_command(ROOT / "tests" / "train_several.py", file, ranks=ranks)
         running = _start(command, file.with_suffix(".log"))
-        running.wait(400)
+        running.wait(1200)
         for rank in range(ranks):
             written = file.with_suffix(f".rank{rank}.json")
             results[rank] |= json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
