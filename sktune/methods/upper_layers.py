@@ -46,7 +46,7 @@ class UpperLayersConfig(MethodConfig):
         share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if isinstance(value, str) else None
         if value is None or (share and Fraction(value) <= 1) or (isinstance(value, int) and value >= 1):
             return value
-        raise ValueError("must be a number of blocks, at least 1, or a share of them such as 1/2")
+        raise UserError("must be a number of blocks, at least 1, or a share of them such as 1/2")
 
     @property
     def depth_needed(self) -> int:
