@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from other_packages import QUICKSTART, run, write_package
 from safetensors.torch import load_file
-from training_fixtures import ROOT, Start, deepspeed_command
+from training_fixtures import Start, deepspeed_command
 
 from sktune.registry import Registry
 
-FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
 SHORT = (
     "method={name: soft_start, length: 3}",
     "training.max_steps=6",
@@ -26,30 +22,17 @@ SHORT = (
     "data.max_test_samples=16",
     "tracking.enabled=false",
 )
-QUICKSTART = str(ROOT / "recipes" / "quickstart_miniature.yaml")
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     """The files of docs/methods.md, in a package of their own."""
-    files = FILE.findall((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
-    assert [name for name, _ in files] == [
+    assert write_package("methods.md", tmp_path) == [
         "my_methods/soft_start/config.py",
         "my_methods/soft_start/module.py",
         "my_sktune.py",
     ]
-    for name, text in files:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
     return tmp_path / "my_sktune.py"
-
-
-def run(script: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """The script as `sktune`; Python finds the package beside it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = [sys.executable, str(script), *command]
-    return subprocess.run(done, capture_output=True, text=True, env=environment, cwd=script.parent, timeout=300)
 
 
 def test_a_folder_and_a_line_are_enough_to_train_score_and_use_it(script: Path) -> None:

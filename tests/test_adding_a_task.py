@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from other_packages import QUICKSTART, run, write_package
 from safetensors.torch import load_file
-from training_fixtures import ROOT, Start, deepspeed_command
+from training_fixtures import Start, deepspeed_command
 
-FILE = re.compile(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
-QUICKSTART = str(ROOT / "recipes" / "quickstart_miniature.yaml")
 SHORT = ("training.max_steps=8", "training.warmup_steps=1", "training.eval_steps=4", "tracking.enabled=false")
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     """The files of docs/tasks.md, in a package of their own, and texts beside it of which a share said yes."""
-    files = FILE.findall((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8"))
-    assert [name for name, _ in files] == ["my_tasks/share/config.py", "my_tasks/share/task.py", "my_sktune.py"]
-    for name, text in files:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    assert write_package("tasks.md", tmp_path) == ["my_tasks/share/config.py", "my_tasks/share/task.py", "my_sktune.py"]
     generator = random.Random(0)
     for split, rows in (("train", 48), ("dev", 10), ("test", 13)):
         lines = []
@@ -43,13 +33,6 @@ def sections(script: Path) -> tuple[str, ...]:
         f"{{path: {script.parent}, train: train.jsonl, validation: dev.jsonl, test: test.jsonl, label_column: agreed}}"
     )
     return ("task={name: share}", f"data={data}")
-
-
-def run(script: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """The script as `sktune`; Python finds the package beside it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = [sys.executable, str(script), *command]
-    return subprocess.run(done, capture_output=True, text=True, env=environment, cwd=script.parent, timeout=300)
 
 
 def test_a_folder_and_a_line_are_enough_to_train_score_plan_and_use_it(script: Path) -> None:

@@ -20,6 +20,11 @@ from sktune.backbone.weaving import NOTHING, Pass, Woven
 from sktune.errors import UserError
 
 
+def linear_names(module: nn.Module) -> list[str]:
+    """Names of the linear layers inside a module."""
+    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
 class Backbone(nn.Module):
     """A frozen decoder or encoder; it never trains, never drops out, and reads at given positions.
 
@@ -119,7 +124,7 @@ class Backbone(nn.Module):
 
     def linear_names(self) -> list[str]:
         """Names of the linear layers inside the blocks' model."""
-        return [name for name, module in self.base.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        return linear_names(self.base)
 
     @property
     def stores_transposed(self) -> bool:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from sktune.backbone import load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
-from sktune.data import Coder, EncodedSplit, Example, GlobalBatches, RawSplits, load_splits
+from sktune.data import EncodedSplit, Example, GlobalBatches, RawSplits, load_splits
 from sktune.recipe import Recipe
 from sktune.tasks.task import Task, build_task
-from sktune.training.setup import task_of_method
+from sktune.training.setup import coder_of, task_of_method
+from sktune.training.steps import global_batch_size, total_steps
 
 _LABELS_SHOWN = 20
 
@@ -56,14 +57,11 @@ def steps_of(recipe: Recipe, lengths: Sequence[int], ranks: int) -> str:
         lengths: tokens of each training row.
         ranks: processes of the run.
     """
-    training = recipe.training
-    size = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
-    epoch = GlobalBatches(lengths, size, training.seed, recipe.data.group_by_length).steps_per_epoch
-    steps = training.max_steps
     if recipe.method.scores_only:
         return "steps: 0, this method trains nothing"
-    if steps is None:
-        steps = math.ceil(training.num_train_epochs * epoch)
+    size = global_batch_size(recipe.training, ranks)
+    epoch = GlobalBatches(lengths, size, recipe.training.seed, recipe.data.group_by_length).steps_per_epoch
+    steps = total_steps(recipe.training, epoch)
     return f"steps: {steps:,} of {size} examples, {steps / epoch:.2f} epochs of {epoch:,} steps"
 
 
@@ -71,12 +69,7 @@ def _encoder(recipe: Recipe, raw: RawSplits, task: Task) -> Callable[[Sequence[E
     tokenizer = load_tokenizer(recipe.model)
     encoder = is_encoder(read_config(recipe.model))
     task = task_of_method(recipe, task, tokenizer, raw.labels, raw.train)
-    coder = Coder(
-        tokenizer,
-        recipe.data,
-        add_special_tokens=encoder or not recipe.method.opens_sequence,
-        is_encoder=encoder,
-    )
+    coder = coder_of(recipe, tokenizer, encoder)
     return lambda examples, split: task.encode(examples, coder, raw.labels, split)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from peft.utils import constants
 
 from sktune.backbone import Backbone
+from sktune.backbone.frozen import linear_names
 
 ALL_LINEAR = ("all-linear",)
 """peft's shorthand for every linear layer of the blocks."""
@@ -42,9 +43,7 @@ def ia3_targets(
 
 def _kinds(backbone: Backbone) -> list[str]:
     """The last parts of the names of all linear layers inside the blocks."""
-    inside = {f"{name}." for name, module in backbone.base.named_modules() if module is backbone.blocks}
-    names = [name for name in backbone.linear_names() if any(name.startswith(place) for place in inside)]
-    return sorted({name.rpartition(".")[2] for name in names})
+    return sorted({name.rpartition(".")[2] for name in linear_names(backbone.blocks)})
 
 
 def _first_there(backbone: Backbone, choices: Sequence[tuple[str, ...]]) -> list[str] | None:

@@ -39,8 +39,8 @@ def identity(
         **{f"task.{key}": value for key, value in task.model_dump(mode="json").items()},
         "num_labels": num_labels,
         "text's token ids": [text.flatten().tolist() for text in texts if not text.is_meta],
-        "model's configuration": _digest(config),
-        "tokenizer's vocabulary": _digest(tokenizer.get_vocab()),
+        "model's configuration": digest(config),
+        "tokenizer's vocabulary": digest(tokenizer.get_vocab()),
     }
     return {field: value for field, value in fields.items() if field not in _OF_TRAINING}
 
@@ -60,5 +60,6 @@ def compare(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> N
         )
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Sixteen hexadecimal digits that stand for a value of JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()[:16]

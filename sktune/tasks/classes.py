@@ -12,7 +12,7 @@ from sktune.tasks.config import PooledConfig
 from sktune.tasks.heads import Head, SequenceHead
 from sktune.tasks.metrics import class_metrics
 from sktune.tasks.task import Answers, Constant, Labels, Outputs, Scores
-from sktune.tasks.texts import TextTask, pooling_of
+from sktune.tasks.texts import TextTask, pooling_of, probabilities_of
 
 
 class ClassTask(TextTask):
@@ -24,13 +24,8 @@ class ClassTask(TextTask):
         return SequenceHead(backbone.hidden_size, labels, pooling_of(self.config, backbone), self.config.head_dropout)
 
     def answers(self, output: Outputs, rows: Sequence[Row | None], starts: Sequence[int], labels: Labels) -> Answers:
-        assert output.logits is not None and labels is not None
-        probabilities = output.logits.detach().float().cpu().softmax(-1)
-        return {
-            row.index: dict(zip(labels, probabilities[i].tolist(), strict=True))
-            for i, row in enumerate(rows)
-            if row is not None
-        }
+        assert output.logits is not None
+        return probabilities_of(output.logits.detach().float().cpu().softmax(-1), rows, labels)
 
     def score(self, rows: Sequence[Row], answers: Mapping[int, Any], loss: float, labels: Labels) -> Scores:
         assert labels is not None

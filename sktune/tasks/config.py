@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -59,6 +59,24 @@ class TaskConfig(Section):
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         """What is wrong between its own fields, and between them and the data (None where that is itself wrong)."""
         yield from ()
+
+
+def words_tell_labels_apart(field: str, label_words: Mapping[str, str], each: str) -> Iterator[Problem]:
+    """What is wrong with the words that stand for labels: too few of them, an empty one, or one of two labels.
+
+    Args:
+        field: that holds them, for the message.
+        label_words: label -> its words.
+        each: what every label needs, for the message.
+    """
+    words = [word.strip() for word in label_words.values()]
+    if len(words) < 2 or "" in words or len(set(words)) < len(words):
+        yield Problem(
+            field,
+            "cannot tell the labels apart",
+            f"two or more labels, each with {each} of its own",
+            "for example {negative: terrible, positive: great}.",
+        )
 
 
 class LabelledConfig(TaskConfig):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from sktune.backbone import Backbone
 from sktune.data import Coder, EncodedSplit, Example, Reading, Row
 from sktune.data.cells import as_text
@@ -16,7 +18,7 @@ from sktune.data.tokenization import tokenize
 from sktune.errors import UserError
 from sktune.sections import DataSection
 from sktune.tasks.config import PooledConfig
-from sktune.tasks.task import Labels, Task
+from sktune.tasks.task import Answers, Labels, Task
 
 Reference = str | float | tuple[str, ...]
 
@@ -121,6 +123,16 @@ class TextTask(Task):
 def pooling_of(config: PooledConfig, backbone: Backbone) -> str:
     """`first`, `last` or `mean`: what `task.pooling` means for a model."""
     return config.pooling if config.pooling != "auto" else ("mean" if backbone.is_encoder else "last")
+
+
+def probabilities_of(probabilities: torch.Tensor, rows: Sequence[Row | None], labels: Labels) -> Answers:
+    """Row number -> {label: probability}, of a batch's [B, labels] fp32; fillers (None) have none."""
+    assert labels is not None
+    return {
+        row.index: dict(zip(labels, probabilities[i].tolist(), strict=True))
+        for i, row in enumerate(rows)
+        if row is not None
+    }
 
 
 def _text(value: Any, where: str, row: int, field: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 
 from sktune.data import Row
 from sktune.errors import UserError
+from sktune.model.identity import digest
 from sktune.training.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ def fingerprint(setup: Setup, train: Sequence[Row] | None, validation: Sequence[
     config = setup.model.backbone.config.to_dict()
     shape = {key: value for key, value in config.items() if key not in WITHOUT_MEANING}
     return {
-        "labels": _digest(setup.labels),
-        "model": _digest(shape),
-        "train": _digest([(row.input_ids, row.labels) for row in train or ()]),
-        "validation": _digest([(row.input_ids, row.labels) for row in validation or ()]),
+        "labels": digest(setup.labels),
+        "model": digest(shape),
+        "train": _digest_of_rows(train or ()),
+        "validation": _digest_of_rows(validation or ()),
     }
 
 
@@ -55,5 +55,9 @@ def compare(before: Mapping[str, str], now: Mapping[str, str], checkpoint: str) 
             )  # fmt: skip
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()[:16]
+def _digest_of_rows(rows: Sequence[Row]) -> str:
+    # Row by row: the text of all of them would take more memory than the rows.
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(digest((row.input_ids, row.labels)).encode())
+    return found.hexdigest()[:16]

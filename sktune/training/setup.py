@@ -53,14 +53,7 @@ class Setup:
     def encode(self, examples: Sequence[Example], split: str, scoring: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""
         backbone = self.model.backbone
-        coder = Coder(
-            self.tokenizer,
-            self.recipe.data,
-            # Where a text opens a decoder's sequence, it also brought the BOS.
-            add_special_tokens=backbone.is_encoder or not self.recipe.method.opens_sequence,
-            is_encoder=backbone.is_encoder,
-            max_positions=backbone.max_positions,
-        )
+        coder = coder_of(self.recipe, self.tokenizer, backbone.is_encoder, backbone.max_positions)
         encoded = self.task.encode(examples, coder, self.labels, split, scoring=scoring)
         texts = (row.input_ids for row in encoded.rows)
         check_tokens(self.tokenizer, backbone.vocabulary_size, texts, f"a text of the {split} split")
@@ -143,6 +136,15 @@ def prepare(
     collator = Collator(padding_token(tokenizer, backbone.vocabulary_size), recipe.data.padding_side, task)
     kept = None if labels is None else tuple(labels)
     return Setup(recipe, tokenizer, model, kept, collator, raw, sharding, task)
+
+
+def coder_of(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, is_encoder: bool, max_positions: int | None = None
+) -> Coder:
+    """How a recipe's texts become tokens, for a model of this kind."""
+    # Where a text opens a decoder's sequence, it also brought the BOS.
+    special = is_encoder or not recipe.method.opens_sequence
+    return Coder(tokenizer, recipe.data, special, is_encoder, max_positions)
 
 
 def task_of_method(

@@ -13,7 +13,18 @@ import torch
 
 from sktune.data import GlobalBatches, Row, divide
 from sktune.distributed.ranks import Ranks
+from sktune.sections import TrainingSection
 from sktune.training.setup import Setup
+
+
+def global_batch_size(training: TrainingSection, ranks: int) -> int:
+    """Rows of a step's batch over all ranks."""
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks
+
+
+def total_steps(training: TrainingSection, per_epoch: int) -> int:
+    """Optimizer steps of a run: as many as the recipe says, else those of its epochs."""
+    return math.ceil(training.num_train_epochs * per_epoch) if training.max_steps is None else training.max_steps
 
 
 class Steps:
@@ -28,17 +39,12 @@ class Steps:
     def __init__(self, setup: Setup, rows: Sequence[Row], ranks: Ranks) -> None:
         self.training = setup.recipe.training
         self.collator, self.rows, self.ranks = setup.collator, rows, ranks
-        self.global_batch_size = (
-            self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * ranks.world_size
-        )
+        self.global_batch_size = global_batch_size(self.training, ranks.world_size)
         self.batches = GlobalBatches(
             [row.length for row in rows], self.global_batch_size, self.training.seed, setup.recipe.data.group_by_length
         )
         self.per_epoch = self.batches.steps_per_epoch
-        if self.training.max_steps is not None:
-            self.total = self.training.max_steps
-        else:
-            self.total = math.ceil(self.training.num_train_epochs * self.per_epoch)
+        self.total = total_steps(self.training, self.per_epoch)
         self._counts = [row.labelled for row in rows]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 

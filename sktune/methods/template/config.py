@@ -13,7 +13,7 @@ from sktune.errors import Problem, UserError
 from sktune.methods.config import MethodConfig
 from sktune.sections import DataSection, idle
 from sktune.tasks import TASKS
-from sktune.tasks.config import TaskConfig
+from sktune.tasks.config import TaskConfig, words_tell_labels_apart
 
 ANSWER = "answer"
 DEFAULT_TEMPLATE = "{text} Answer: {answer}"
@@ -133,14 +133,7 @@ class TemplateConfig(MethodConfig):
     def _label_words_tell_labels_apart(
         self, label_words: dict[str, str], labels: tuple[str, ...] | None
     ) -> Iterator[Problem]:
-        words = [word.strip() for word in label_words.values()]
-        if len(words) < 2 or "" in words or len(set(words)) < len(words):
-            yield Problem(
-                "method.label_words",
-                "cannot tell the labels apart",
-                "two or more labels, each with a word of its own",
-                "for example {negative: terrible, positive: great}.",
-            )
+        yield from words_tell_labels_apart("method.label_words", label_words, "a word")
         if labels is not None and set(labels) != set(label_words):
             yield Problem(
                 "method.label_words",

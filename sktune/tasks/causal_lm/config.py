@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.sections import DataSection, idle
-from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig
+from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig, words_tell_labels_apart
 
 
 class CausalLMConfig(LabelledConfig):
@@ -63,14 +63,7 @@ class CausalLMConfig(LabelledConfig):
             yield from idle("task", self, ("labels",), "the targets are free text", "give task.label_words instead.")
 
     def _words_tell_labels_apart(self, label_words: dict[str, str]) -> Iterator[Problem]:
-        words = [word.strip() for word in label_words.values()]
-        if len(words) < 2 or "" in words or len(set(words)) < len(words):
-            yield Problem(
-                "task.label_words",
-                "cannot tell the labels apart",
-                "two or more labels, each with words of its own",
-                "for example {negative: terrible, positive: great}.",
-            )
+        yield from words_tell_labels_apart("task.label_words", label_words, "words")
         if label_words and self.labels is not None and set(self.labels) != set(label_words):
             yield Problem(
                 "task.labels",

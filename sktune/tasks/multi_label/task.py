@@ -17,7 +17,7 @@ from sktune.tasks.heads import Head, SequenceHead
 from sktune.tasks.multi_label.config import MultiLabelConfig
 from sktune.tasks.multi_label.metrics import label_metrics
 from sktune.tasks.task import Answers, Constant, Labels, Outputs, Scores
-from sktune.tasks.texts import Reference, TextTask, pooling_of
+from sktune.tasks.texts import Reference, TextTask, pooling_of, probabilities_of
 
 THRESHOLD = 0.5
 """A label is predicted from this probability on."""
@@ -93,13 +93,8 @@ class MultiLabel(TextTask):
         return MultiLabelHead(backbone.hidden_size, labels, pooling_of(self.config, backbone), self.config.head_dropout)
 
     def answers(self, output: Outputs, rows: Sequence[Row | None], starts: Sequence[int], labels: Labels) -> Answers:
-        assert output.logits is not None and labels is not None
-        probabilities = output.logits.detach().float().cpu().sigmoid()
-        return {
-            row.index: dict(zip(labels, probabilities[i].tolist(), strict=True))
-            for i, row in enumerate(rows)
-            if row is not None
-        }
+        assert output.logits is not None
+        return probabilities_of(output.logits.detach().float().cpu().sigmoid(), rows, labels)
 
     def score(self, rows: Sequence[Row], answers: Mapping[int, Any], loss: float, labels: Labels) -> Scores:
         assert labels is not None
