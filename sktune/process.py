@@ -25,7 +25,7 @@ logger = logging.getLogger("sktune")
 # How gloo, NCCL and DeepSpeed say that a peer is gone or silent.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "remote worker")
 
-_chosen: set[str] = set()
+_log: Literal["quiet", "verbose"] | None = None
 
 
 def guarded(command: Any, *arguments: Any) -> int:
@@ -81,20 +81,21 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def choose_log(kind: Literal["quiet", "verbose"]) -> None:
-    """Chooses what `prepare_process` then logs: warnings alone, or also what the libraries say."""
-    _chosen.add(kind)
+def choose_log(kind: Literal["quiet", "verbose"] | None) -> None:
+    """Chooses what `prepare_process` then logs: warnings alone, or also what the libraries say; None takes it back."""
+    global _log
+    _log = kind
 
 
 def prepare_process() -> str:
     """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
-    verbose = "verbose" in _chosen
+    verbose = _log == "verbose"
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s",
         level=logging.INFO if verbose and _is_main() else logging.WARNING,
         stream=sys.stderr,
     )
-    level = logging.WARNING if "quiet" in _chosen else logging.INFO
+    level = logging.WARNING if _log == "quiet" else logging.INFO
     logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
     threads = _share_cores()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -376,6 +376,15 @@ def test_a_quiet_run_logs_no_progress_and_prints_its_results(workshop: Workshop,
     assert not any("threads:" in line for line in lines)
 
 
+@pytest.mark.parametrize("also", [[], ["--verbose"]], ids=["refused for its recipe", "refused for its options"])
+def test_a_quiet_command_leaves_the_next_one_in_its_process_as_loud_as_ever(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture, also: list[str]
+) -> None:
+    assert main(["train", "no.yaml", "--quiet", *also]) == 2
+    assert main(["train", str(workshop.write("run"))]) == 0
+    assert "step 1/8" in caplog.text
+
+
 def test_shell_completion_knows_commands_and_options() -> None:
     def completed(words: str) -> list[str]:
         environment = {**os.environ, "_SKTUNE_COMPLETE": "bash_complete", "COMP_WORDS": words}

@@ -134,7 +134,7 @@ def _with_local_rank(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_logging(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--quiet` and `--verbose`, which apply to the process at once."""
+    """Adds `--quiet` and `--verbose`, which apply to this command alone."""
 
     def choose(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         from sktune.process import choose_log
@@ -145,6 +145,8 @@ def with_logging(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise click.UsageError("--quiet and --verbose contradict each other; give one of them", ctx)
             ctx.meta[str(parameter.name)] = True
             choose_log("quiet" if parameter.name == "quiet" else "verbose")
+            # Of the root: a context whose arguments are refused is never closed.
+            ctx.find_root().call_on_close(lambda: choose_log(None))
 
     for name, text in (
         ("verbose", "Also log what the libraries below say, each line with its time and source."),
