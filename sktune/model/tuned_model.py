@@ -15,6 +15,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from sktune.backbone import NOTHING, Backbone
+from sktune.backbone.lower_blocks import passed_over, read_lower, release
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
@@ -33,11 +34,13 @@ class TunedOutput(ModelOutput):
     loss: scalar, summed over the labels that count, over `num_items_in_batch` or their number; None without labels.
     logits: as the head makes them: [B, L, labels] of tokens, [B, labels] of rows, [B] numbers, and for the
         language model [B, k, vocabulary] at the k positions before a target token.
+    frozen_states: only where they were asked for, [B, L, d]: after the blocks that nothing changes, right-padded.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    frozen_states: torch.Tensor | None = None
     row_loss: torch.Tensor | None = None
     row_count: torch.Tensor | None = None
 
@@ -69,6 +72,8 @@ class TunedModel(nn.Module):
         self.method = method
         self.head = head
         self.belongs_to: dict[str, Any] | None = None  # see `identity`; of a model attached from Python
+        self.frozen_blocks = method.config.frozen_blocks(len(backbone.blocks))
+        self.lower_blocks_released = False
         self.detached = False
         self._disabled = False
 
@@ -161,6 +166,11 @@ class TunedModel(nn.Module):
         """Keeps the blocks' activations from now on."""
         self.backbone.gradient_checkpointing = False
 
+    def release_lower_blocks(self) -> None:
+        """Gives back the memory of the blocks that nothing changes: every input then comes with `frozen_states`."""
+        release(self.backbone, self.frozen_blocks)
+        self.lower_blocks_released = True
+
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
         packed: dict[int, int] = {}
@@ -180,6 +190,8 @@ class TunedModel(nn.Module):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         answer_positions: torch.Tensor | None = None,
+        frozen_states: torch.Tensor | None = None,
+        only_frozen: bool = False,
     ) -> TunedOutput:
         """Reads the prompt text, weaves it in, reads the batch.
 
@@ -190,18 +202,31 @@ class TunedModel(nn.Module):
             labels: [B], [B, L] for tokens and language, or as the head takes them; -100 does not count, of numbers NaN.
             num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
             answer_positions: [B] int64, where the language model answers with a label's word, counted without padding.
+            frozen_states: [B, L, d], padded on the right whatever the side of `input_ids`: go on from these, which an
+                earlier pass with `only_frozen` gave, instead of reading through the blocks that nothing changes.
+            only_frozen: read through those blocks alone and return their states.
         """
         if self.detached:
             raise UserError("this model was detached: attach a method again")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
         woven = NOTHING if self._disabled else self.method(self.backbone)
-        embeds = self.backbone.embed(aligned.forth(input_ids))
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
+        passing: AbstractContextManager[Any] = nullcontext()
+        if frozen_states is None:
+            assert not self.lower_blocks_released, "an input without the states of the blocks that are gone"
+            embeds = self.backbone.embed(aligned.forth(input_ids))
+        else:
+            embeds = self.backbone.unread(frozen_states)
+            passing = passed_over(self.backbone, frozen_states, self.frozen_blocks)
+        if only_frozen:
+            read = read_lower(self.backbone, embeds, aligned.attention_mask, woven, self.frozen_blocks, **types)
+            return TunedOutput(frozen_states=read)
         if labels is not None and self.head.per_token:
             labels = aligned.forth(labels)
         ask = self.head.asks(labels, answer_positions)
-        states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
+        with passing:
+            states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
         scored = self.head(states, aligned.attention_mask, labels, ask)
         logits = scored.logits
         # A language model's logits at chosen positions stay as they are.
@@ -219,7 +244,7 @@ def _logical_size(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return int(getattr(parameter, "ds_numel", getattr(parameter, "released_elements", parameter.numel())))
 
 
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
