@@ -88,13 +88,16 @@ def passed_over(backbone: Backbone, states: torch.Tensor, count: int) -> Iterato
 
 
 def release(backbone: Backbone, count: int) -> None:
-    """Gives back the memory of the first `count` blocks; they cannot be run any more.
+    """Gives back the memory of the first `count` blocks and of the token embeddings; they cannot be used any more.
 
-    Under ZeRO-3 this rank's shares go, but for the parameters that DeepSpeed keeps whole on every rank (norms, biases).
+    Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go, but for the
+    parameters that DeepSpeed keeps whole on every rank (norms, biases).
     """
-    for block in list(backbone.blocks)[:count]:
-        for parameter in block.parameters():
-            if getattr(parameter, "ds_persist", False):
+    head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
+    needed = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    for module in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
+        for parameter in module.parameters():
+            if id(parameter) in needed or getattr(parameter, "ds_persist", False):
                 continue
             share = getattr(parameter, "ds_tensor", None)
             parameter.released_elements = parameter.numel()  # type: ignore[attr-defined]
