@@ -27,10 +27,10 @@ from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs
-from sktune.training.fingerprint import compare, fingerprint
+from sktune.training.fingerprint import compare, datasets, fingerprint
 from sktune.training.frozen_states import forget_frozen_states, keep_frozen_states
 from sktune.training.head_start import set_centre, set_prior
-from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
+from sktune.training.meters import ThroughputMeter, frozen_bytes, memory_in_use, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
 from sktune.training.report import decisions, log_results, summarize
 from sktune.training.setup import Setup, build_engine, prepare
@@ -85,6 +85,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         if checkpoint:
             compare(progress.read, read, str(checkpoint))
         progress.read = read
+        if ranks.is_main:
+            tracker.log_datasets(datasets(recipe.data, setup.raw))
         test_rows = setup.encode_for_scoring(setup.raw.test, "test")
         splits = {"train": rows, "validation": validation, "test": test_rows}
         splits = keep_frozen_states(setup, engine, splits, ranks, epochs(setup.recipe.training, rows, ranks))
@@ -243,6 +245,7 @@ def _log_step(
             names.GRADIENT_NORM: norm,
             names.EPOCH: epoch,
             **{names.speed(name): value for name, value in rates.items()},
+            **{names.memory(name): value for name, value in memory_in_use(meter.ranks.device).items()},
         },
         step,
     )
