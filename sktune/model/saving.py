@@ -1,0 +1,87 @@
+"""Keeping what was trained from Python: the same folder that a recipe's run leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sktune.errors import UserError
+from sktune.files import ADAPTER_WEIGHTS, RECIPE_FILE, write_whole
+from sktune.model.adapter import adapter_card, read_card, write_weights
+from sktune.model.given_model import model_section, quantization_section
+from sktune.model.identity import IDENTITY, compare
+from sktune.model.tuned_model import fold_centre, put_weights
+from sktune.recipe.document import to_yaml
+from sktune.recipe.environment import escape
+
+if TYPE_CHECKING:
+    from sktune.model.attached import AttachedModel
+
+
+UNKNOWN_DATA = "name-your-data"
+"""Stands for `data.path` of an adapter that was trained on a caller's own batches."""
+
+
+def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
+    """Writes what was trained into a folder, and returns it.
+
+    The trained parameters (safetensors), a card of what they belong to, and a recipe that says which model, method and
+    task they are of: `sktune.load(folder)` gives the model again, and `sktune predict` and `sktune evaluate` take the
+    folder as they take a run's.
+    """
+    path = Path(folder)
+    weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
+    folded = fold_centre(weights | model.constants())
+    source = model_section(model.backbone.model, model.tokenizer)
+    labels = None
+    if model.num_labels is not None:
+        labels = [model.config.id2label[i] for i in range(model.num_labels)]
+    name = None if source is None else source.name_or_path
+    card = adapter_card(name, model.method.config.name, model.task.name, labels, folded, {})
+    write_weights(path, folded, {**card, IDENTITY: model.belongs_to})
+    write_whole(path / RECIPE_FILE, to_yaml(escape(_recipe(model, path))))
+    return path
+
+
+def _recipe(model: AttachedModel, folder: Path) -> dict[str, Any]:
+    """The recipe that would make this model; its data, which are not known, are to be named where they are read."""
+    source = model_section(model.backbone.model, model.tokenizer)
+    quantization = quantization_section(model.backbone.model)
+    task, method = model.task, model.method.config
+    sections: dict[str, Any] = {
+        "model": {} if source is None else source.model_dump(mode="json", exclude_unset=True),
+        "method": {**method.model_dump(mode="json", exclude_unset=True), "name": method.name},
+        "task": {**task.model_dump(mode="json", exclude_unset=True), "name": task.name},
+        "data": {"path": UNKNOWN_DATA, **task.columns_to_name},
+        "distributed": {"deepspeed": None},
+        "output": {"dir": str(folder)},
+    }
+    if quantization.bits is not None:
+        sections["quantization"] = quantization.model_dump(mode="json", exclude_unset=True)
+    return sections
+
+
+def load_adapter(model: AttachedModel, folder: str | Path) -> AttachedModel:
+    """Puts saved parameters into a model attached the same way; returns it.
+
+    Raises:
+        UserError: where there are none, they do not fit, or method, text, task, labels, model or tokenizer differ
+            from those they were saved with, each by name.
+    """
+    file = Path(folder) / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
+    saved = read_card(file.parent).get(IDENTITY)
+    if saved:
+        compare(saved, model.belongs_to, str(file))
+    try:
+        weights = {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: these weights cannot be read ({error})") from error
+    put_weights(model, weights, str(file))
+    model.method.forget()
+    return model
