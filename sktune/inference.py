@@ -39,6 +39,12 @@ def load_trained(
     """
     folder = adapter_folder(output)
     loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
+    said_here = any(override.startswith("model.trust_remote_code=") for override in overrides)
+    if loaded.recipe.model.trust_remote_code and not said_here:
+        raise UserError(
+            f"model.trust_remote_code: {folder} asks to run code of {loaded.recipe.model.name_or_path!r}, and a folder is "
+            "not trusted with that; add model.trust_remote_code=true if you trust the code, or =false"
+        )
     weights, labels = read_adapter(folder)
     setup = prepare(loaded.recipe, ranks, labels=labels, read_data=False, scored=scored)
     put_weights(setup.model, weights, str(folder))

@@ -14,6 +14,7 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
 from sktune.model.attached import AttachedModel
+from sktune.model.given_model import Source
 from sktune.model.rules import check_sections, number_of_labels, refuse_other_models
 from sktune.tasks import TASKS
 from sktune.tasks.config import TaskConfig
@@ -87,8 +88,9 @@ def put_on(
     task: TaskConfig,
     num_labels: int | None,
     labels: Sequence[str] | None,
+    source: Source | None = None,
 ) -> AttachedModel:
-    """The tuned model on a backbone, for settings that were checked."""
+    """The tuned model on a backbone, for settings that were checked; `source` as in `AttachedModel`."""
     model = backbone.model
     others = list(_attached.get(model, ()))
     device = next(model.parameters()).device
@@ -101,7 +103,7 @@ def put_on(
             if id(parameter) not in read:
                 parameter.requires_grad_(False)
     tuned = AttachedModel(
-        backbone, built, head, tokenizer=tokenizer, task=task, num_labels=num_labels, labels=labels
+        backbone, built, head, tokenizer=tokenizer, task=task, num_labels=num_labels, labels=labels, source=source
     ).to(device)
     if others:
         backbone.as_given = others[0].backbone.as_given

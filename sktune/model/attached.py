@@ -19,6 +19,7 @@ from sktune.backbone.vocabulary import padding_token
 from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText
+from sktune.model.given_model import Source, source_of
 from sktune.model.identity import identity
 from sktune.model.saving import save_adapter
 from sktune.model.tuned_model import TunedModel, TunedOutput
@@ -35,6 +36,7 @@ class AttachedModel(TunedModel):
         task: the section of the task.
         labels: the labels' names in order; None where they have none.
         belongs_to: what its saved weights are compared with (see `identity`).
+        source: the frozen model, in the words of a recipe; None where it has no name to be loaded by.
     """
 
     accepts_loss_kwargs = True
@@ -52,8 +54,10 @@ class AttachedModel(TunedModel):
         task: TaskConfig,
         num_labels: int | None,
         labels: Sequence[str] | None = None,
+        source: Source | None = None,
     ) -> None:
         super().__init__(backbone, method, head)
+        self.source = source or source_of(backbone.model, tokenizer)
         self.tokenizer = tokenizer
         self.task = task
         self.num_labels = num_labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +11,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sktune.sections import ModelSection, QuantizationSection
 
 _DTYPES = {getattr(torch, name): name for name in ("float32", "bfloat16", "float16")}
+
+
+class Source(NamedTuple):
+    """Two sections of a recipe."""
+
+    model: ModelSection
+    quantization: QuantizationSection
+
+
+def source_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Source | None:
+    """Which model it is, and how it is packed; None where it cannot be loaded again by what it says of itself."""
+    section = model_section(model, tokenizer)
+    return None if section is None else Source(section, quantization_section(model))
 
 
 def model_section(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelSection | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
@@ -18,6 +19,8 @@ from sktune.tasks.config import TaskConfig
 IDENTITY = "belongs_to"
 """Key of the card."""
 
+TOKENS = "text's token ids"
+"""Field of the texts that the method reads or starts from."""
 _OF_TRAINING = ("method.dropout", "method.semantics", "task.head_dropout", "task.label_separator", "task.max_new_tokens")
 """Settings that change what training, reading or writing does, not what the trained weights mean."""
 _SAID_OTHERWISE = ("task.labels",)
@@ -41,7 +44,7 @@ def identity(
 
     No weight is read: the model may be shared out among ranks.
     """
-    texts = [module.input_ids for module in method.modules() if isinstance(module, PromptText)]
+    texts = texts_of(method)
     config = {key: value for key, value in backbone.config.to_dict().items() if key not in _WITHOUT_MEANING}
     fields: dict[str, Any] = {
         **{f"method.{key}": value for key, value in method.config.model_dump(mode="json").items()},
@@ -49,12 +52,26 @@ def identity(
         "num_labels": num_labels,
         **({} if labels is None else {"labels": list(labels)}),
         "language model": backbone.is_language_model,
-        "text's token ids": [text.flatten().tolist() for text in texts if not text.is_meta],
+        TOKENS: [text.input_ids.flatten().tolist() for text in texts if not text.input_ids.is_meta],
         "model's configuration": digest(config),
         "tokenizer's vocabulary": digest(tokenizer.get_vocab()),
     }
     left_out = {*_OF_TRAINING, *_SAID_OTHERWISE}
     return {field: value for field, value in fields.items() if field not in left_out}
+
+
+def texts_of(method: Method) -> list[PromptText]:
+    """The texts that a method reads or starts from, in the order of its modules."""
+    return [module for module in method.modules() if isinstance(module, PromptText)]
+
+
+def drawn_tokens(method: Method, saved: Mapping[str, Any]) -> dict[PromptText, torch.Tensor]:
+    """Of texts whose tokens were drawn at random, the ids [1, P] that saved weights were trained with.
+
+    A text of another length has none: `compare` then says so.
+    """
+    pairs = zip(texts_of(method), saved.get(TOKENS, ()), strict=False)
+    return {text: torch.tensor([ids]) for text, ids in pairs if text.drawn and len(ids) == len(text)}
 
 
 def compare(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:

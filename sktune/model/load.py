@@ -15,6 +15,7 @@ from sktune.files import RECIPE_FILE
 from sktune.model.adapter import adapter_folder, read_card
 from sktune.model.attach import attach, put_on
 from sktune.model.attached import AttachedModel
+from sktune.model.given_model import Source
 from sktune.model.identity import IDENTITY
 from sktune.model.saving import load_adapter
 from sktune.recipe import load_sections
@@ -65,7 +66,7 @@ def load(
     labels, count = card.get("labels"), saved.get("num_labels")
     if count is None and labels is not None and task.has_head:
         count = len(labels)
-    names = labels if labels is not None and (task.given_labels or "labels" in saved or not saved) else None
+    names = labels if "labels" in saved or not saved else None  # else they are numbers in words
     if model is None:
         backbone = load_backbone(
             source["model"],
@@ -74,7 +75,7 @@ def load(
             visible_prefix=method.visible_prefix,
             placement=OneProcess(device),
         )
-        tuned = put_on(backbone, tokenizer, method, task, count, names)
+        tuned = put_on(backbone, tokenizer, method, task, count, names, Source(**source))
     else:
         wanted = saved.get("language model", task.needs_language_model)
         base = getattr(model, model.base_model_prefix, model)

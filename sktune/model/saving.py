@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS, RECIPE_FILE, write_whole
 from sktune.model.adapter import adapter_card, read_card, write_weights
-from sktune.model.given_model import model_section, quantization_section
-from sktune.model.identity import IDENTITY, compare
+from sktune.model.identity import IDENTITY, TOKENS, compare, drawn_tokens
 from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import escape
@@ -36,11 +35,10 @@ def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
     path = Path(folder)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
     folded = fold_centre(weights | model.constants())
-    source = model_section(model.backbone.model, model.tokenizer)
     labels = None
     if model.num_labels is not None:
         labels = [model.config.id2label[i] for i in range(model.num_labels)]
-    name = None if source is None else source.name_or_path
+    name = None if model.source is None else model.source.model.name_or_path
     card = adapter_card(name, model.method.config.name, model.task.name, labels, folded, {})
     write_weights(path, folded, {**card, IDENTITY: model.belongs_to})
     write_whole(path / RECIPE_FILE, to_yaml(escape(_recipe(model, path))))
@@ -49,19 +47,17 @@ def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
 
 def _recipe(model: AttachedModel, folder: Path) -> dict[str, Any]:
     """The recipe that would make this model; its data, which are not known, are to be named where they are read."""
-    source = model_section(model.backbone.model, model.tokenizer)
-    quantization = quantization_section(model.backbone.model)
-    task, method = model.task, model.method.config
+    source, task, method = model.source, model.task, model.method.config
     sections: dict[str, Any] = {
-        "model": {} if source is None else source.model_dump(mode="json", exclude_unset=True),
+        "model": {} if source is None else source.model.model_dump(mode="json", exclude_unset=True),
         "method": {**method.model_dump(mode="json", exclude_unset=True), "name": method.name},
         "task": {**task.model_dump(mode="json", exclude_unset=True), "name": task.name},
         "data": {"path": UNKNOWN_DATA, **task.columns_to_name},
         "distributed": {"deepspeed": None},
         "output": {"dir": str(folder)},
     }
-    if quantization.bits is not None:
-        sections["quantization"] = quantization.model_dump(mode="json", exclude_unset=True)
+    if source is not None and source.quantization.bits is not None:
+        sections["quantization"] = source.quantization.model_dump(mode="json", exclude_unset=True)
     return sections
 
 
@@ -75,13 +71,17 @@ def load_adapter(model: AttachedModel, folder: str | Path) -> AttachedModel:
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
-    saved = read_card(file.parent).get(IDENTITY)
-    if saved:
-        compare(saved, model.belongs_to, str(file))
+    saved = read_card(file.parent).get(IDENTITY) or {}
+    drawn = drawn_tokens(model.method, saved)
+    here = {**model.belongs_to, **({TOKENS: saved[TOKENS]} if drawn else {})}
+    compare(saved, here, str(file))
     try:
         weights = {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: these weights cannot be read ({error})") from error
     put_weights(model, weights, str(file))
+    for text, ids in drawn.items():
+        text.input_ids.copy_(ids)
+    model.belongs_to = here
     model.method.forget()
     return model
