@@ -105,7 +105,9 @@ def test_a_quantized_model_is_quantized_again(workshop: Workshop, bits: str) -> 
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
-def test_a_model_that_transformers_quantized_is_loaded_in_the_same_bits(model_folder: Path, tmp_path: Path, bits: str) -> None:
+def test_a_model_that_transformers_quantized_is_loaded_in_the_same_bits(
+    model_folder: Path, tmp_path: Path, bits: str
+) -> None:
     settings = tf.BitsAndBytesConfig(**BITS[bits])
     tokenizer = tf.AutoTokenizer.from_pretrained(model_folder)
     for auto, task in ((tf.AutoModel, "sequence_classification"), (tf.AutoModelForCausalLM, "causal_lm")):
@@ -169,9 +171,7 @@ def test_a_given_model_and_tokenizer_take_the_place_of_the_named_ones(model_fold
 def test_a_language_models_adapter_wants_one(model_folder: Path, tmp_path: Path) -> None:
     tuned = attached(model_folder, sktune.LoraConfig(), tf.AutoModelForCausalLM, task="causal_lm", num_labels=None)
     with pytest.raises(UserError, match="causal_lm"):
-        sktune.load(
-            tuned.save(tmp_path), model=tf.AutoModel.from_pretrained(model_folder), tokenizer=tuned.tokenizer
-        )
+        sktune.load(tuned.save(tmp_path), model=tf.AutoModel.from_pretrained(model_folder), tokenizer=tuned.tokenizer)
 
 
 def test_a_folder_does_not_say_that_code_may_run(model_folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -122,6 +122,11 @@ class Backbone(nn.Module):
         """Most tokens the model can tell apart by position; None where there is no such limit."""
         return architecture.max_positions(self.base)
 
+    def unread_parameters(self) -> list[nn.Parameter]:
+        """Parameters that neither hidden states nor logits depend on: those of a pooler (BERT, RoBERTa)."""
+        pooler = getattr(self.base, "pooler", None)
+        return list(pooler.parameters()) if isinstance(pooler, nn.Module) else []
+
     def linear_names(self) -> list[str]:
         """Names of the linear layers inside the blocks' model."""
         return linear_names(self.base)

@@ -43,8 +43,8 @@ def generate(
         What it returns: sequences [B, L + new] int64, padding moved to the left.
 
     Raises:
-        UserError: for options that cannot be with what the method adds, rows without tokens, and texts that could become
-            longer than the model reads.
+        UserError: for options that cannot be with what the method adds, rows without tokens, and texts that could
+            become longer than the model reads.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if not bool(mask.any(1).all()):
@@ -85,7 +85,7 @@ def _refuse(backbone: Backbone, options: Mapping[str, Any], in_front: int, mask:
                 f"generate: cache_implementation {kind!r} has no room for what the method puts in front; allowed: "
                 "dynamic, or leave it out"
             )
-    if (new := options.get("max_new_tokens")) is not None and backbone.max_positions is not None:
+    if (new := asked("max_new_tokens")) is not None and backbone.max_positions is not None:
         longest = int(mask.sum(1).max()) + in_front
         if longest + new > backbone.max_positions:
             raise UserError(
@@ -119,7 +119,7 @@ class _InFront:
             if first:
                 kwargs["inputs_embeds"] = self._with_prompt(tokens, mask)
                 kwargs["input_ids"] = None
-                positions = (mask.cumsum(1) - 1)
+                positions = mask.cumsum(1) - 1
         elif self.as_cache:
             mask = F.pad(mask, (self.length, 0), value=1)
             if first:

@@ -30,8 +30,8 @@ class PromptText(nn.Module):
     """Embeds the text.
 
     With `trainable`, the copy that trains is held as its difference from the frozen embeddings: the same
-    P x d parameters, but nothing of the backbone has to be read before it is sharded. Tokens that were `drawn` at random
-    are kept with the difference: it means nothing without them.
+    P x d parameters, but nothing of the backbone has to be read before it is sharded. Tokens that were `drawn` at
+    random are kept with the difference: it means nothing without them.
     """
 
     input_ids: torch.Tensor

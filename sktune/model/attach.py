@@ -14,6 +14,7 @@ from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
 from sktune.model.attached import AttachedModel
+from sktune.model.continuing import original
 from sktune.model.given_model import Source
 from sktune.model.rules import check_sections, number_of_labels, refuse_other_models
 from sktune.tasks import TASKS
@@ -54,8 +55,8 @@ def attach(
 
     Raises:
         UserError: where model, task, method and labels do not fit together, in the words of a recipe; for prompt_based
-            and in_context, whose template belongs to the data; for a model with a head of its own or layers of peft, and
-            one inside which another method trains.
+            and in_context, whose template belongs to the data; for a model with a head of its own or layers of peft,
+            and one inside which another method trains.
     """
     refuse_other_models(model)
     refuse_peft_layers(model)
@@ -63,8 +64,9 @@ def attach(
         if model is getattr(model, model.base_model_prefix, model):
             raise UserError(f"attach: name a task for this model: {', '.join(TASKS)}")
         task = TASKS.having("needs_language_model")[0]
+    tokenizer = original(tokenizer)
     section: TaskConfig = task if isinstance(task, TaskConfig) else TASKS.read({"name": task})
-    check_sections(model, tokenizer, method, section)
+    check_sections(model, method, section)
     count, names = number_of_labels(section, num_labels, labels)
     kernel = model.config._attn_implementation or "eager"
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):

@@ -18,10 +18,10 @@ from sktune.backbone import NOTHING, Backbone, Woven
 from sktune.backbone.vocabulary import padding_token
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.methods.prompt_text import PromptText
+from sktune.model.continuing import continuing
 from sktune.model.given_model import Source, source_of
 from sktune.model.identity import identity
-from sktune.model.saving import save_adapter
+from sktune.model.saving import label_names, save_adapter
 from sktune.model.tuned_model import TunedModel, TunedOutput
 from sktune.tasks.config import TaskConfig
 from sktune.tasks.heads import IGNORED, Head, LanguageHead
@@ -31,7 +31,7 @@ class AttachedModel(TunedModel):
     """A tuned model that belongs to its caller's loop, Trainer or script; made by `sktune.attach` and `sktune.load`.
 
     Attributes:
-        tokenizer: the model's; `encode` uses it as the method wants it used.
+        tokenizer: the model's; where the method's text brings the BOS, a copy that puts no special tokens around a row.
         config: a copy of the model's configuration, with the labels' names (`id2label`); changing it changes nothing.
         task: the section of the task.
         labels: the labels' names in order; None where they have none.
@@ -58,7 +58,8 @@ class AttachedModel(TunedModel):
     ) -> None:
         super().__init__(backbone, method, head)
         self.source = source or source_of(backbone.model, tokenizer)
-        self.tokenizer = tokenizer
+        goes_on = method.config.opens_sequence and not backbone.is_encoder
+        self.tokenizer = continuing(tokenizer) if goes_on else tokenizer
         self.task = task
         self.num_labels = num_labels
         self.labels = None if labels is None else tuple(labels)
@@ -79,20 +80,17 @@ class AttachedModel(TunedModel):
         Args:
             texts: one or several.
             pairs: second texts, where the model reads two.
-            options: of the tokenizer, `truncation`, `max_length`, `padding_side` ...
+            options: of the tokenizer: `truncation`, `max_length`, `padding_side` ...
 
         Returns:
             `input_ids`, `attention_mask` [B, L] int64 on the model's device, and an encoder's `token_type_ids`.
         """
-        one = isinstance(texts, str)
-        first = [texts] if one else list(texts)
-        second = None if pairs is None else [pairs] if isinstance(pairs, str) else list(pairs)
-        special = self.backbone.is_encoder or not self.method.config.opens_sequence
-        settings = {"add_special_tokens": special, "padding": True, "return_tensors": "pt", **options}
+        first = [texts] if isinstance(texts, str) else list(texts)
+        second = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        encoded = self.tokenizer(first, second, **settings)
-        return encoded.to(self.device) if settings["return_tensors"] == "pt" else encoded
+        encoded = self.tokenizer(first, second, **{"padding": True, "return_tensors": "pt", **options})
+        return encoded.to(self.device)
 
     def woven(self) -> Woven:
         if self.detached:
@@ -130,13 +128,13 @@ class AttachedModel(TunedModel):
             use_cache: without effect: a pass keeps no cache; `generate` does.
 
         Raises:
-            UserError: for position_ids (positions go on behind what the method puts in front, in order), and for both or
-                neither of input_ids and inputs_embeds.
+            UserError: for position_ids (positions go on behind what the method puts in front, in order), and for both
+                or neither of input_ids and inputs_embeds.
         """
         if position_ids is not None:
             raise UserError(
-                "position_ids: positions go on behind what the method puts in front, one a token; leave them out. (Rows "
-                "packed out of several texts cannot be told apart here: in TRL, set packing and padding_free to False.)"
+                "position_ids: positions go on behind what the method puts in front, one a token; leave them out (rows "
+                "packed out of several texts cannot be told apart here: in TRL, set packing and padding_free to False)"
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("forward takes exactly one of input_ids and inputs_embeds")
@@ -172,7 +170,8 @@ class AttachedModel(TunedModel):
         if input_ids is None:
             raise UserError("generate: give input_ids and attention_mask, as tuned.encode(texts) makes them")
         mask, _ = self._opened_once(input_ids, attention_mask, None)
-        if options.get("generation_config") is None and self.backbone.model.generation_config.pad_token_id is None:
+        own = self.generation_config
+        if options.get("generation_config") is None and own is not None and own.pad_token_id is None:
             options.setdefault("pad_token_id", padding_token(self.tokenizer, self.backbone.vocabulary_size))
         return super().generate(input_ids, mask, **options)
 
@@ -180,7 +179,20 @@ class AttachedModel(TunedModel):
         """The hidden states [B, L, d] that the head reads, as `last_hidden_state`; takes what `forward` takes.
 
         By this name transformers' models have the part without the head: TRL computes the loss from it.
+
+        Raises:
+            UserError: for rows with a second BOS, at which there is no hidden state to predict the first word from.
         """
+        ids = named.get("input_ids", args[0] if args else None)
+        if (
+            ids is not None
+            and self._opening is not None
+            and bool(self._doubled(ids, named.get("attention_mask")).any())
+        ):
+            raise UserError(
+                "a row begins with a BOS, and the method's text has brought one: give the trainer "
+                "processing_class=tuned.tokenizer, which puts none in front"
+            )
         output = self(*args, **{**named, "output_hidden_states": True, "labels": None})
         return BaseModelOutput(last_hidden_state=output.hidden_states[-1], hidden_states=output.hidden_states)
 
@@ -190,13 +202,17 @@ class AttachedModel(TunedModel):
         """Takes a row's BOS for padding, where the method's text has brought one and the row goes on after it."""
         if self._opening is None or self._disabled:
             return mask, labels
+        again = self._doubled(ids, mask)
+        if labels is not None and self.head.per_token:
+            labels = labels.masked_fill(again, IGNORED)
+        return (torch.ones_like(ids) if mask is None else mask).masked_fill(again, 0), labels
+
+    def _doubled(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[B, L] bool: the BOS at the beginning of a row of several tokens."""
         real = torch.ones_like(ids) if mask is None else mask
         first = (real != 0).long().argmax(1, keepdim=True)
         doubled = (ids.gather(1, first) == self._opening) & (real.sum(1, keepdim=True) > 1)
-        again = torch.zeros_like(real).scatter(1, first, doubled.to(real.dtype)) != 0
-        if labels is not None and self.head.per_token:
-            labels = labels.masked_fill(again, IGNORED)
-        return real.masked_fill(again, 0), labels
+        return torch.zeros_like(ids, dtype=torch.bool).scatter(1, first, doubled)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -255,8 +271,8 @@ class AttachedModel(TunedModel):
 
     @property
     def generation_config(self) -> Any:
-        """The model's own, which `generate` goes by."""
-        return self.backbone.model.generation_config
+        """The model's own, which `generate` goes by; None where it writes no texts."""
+        return getattr(self.backbone.model, "generation_config", None)
 
     def get_input_embeddings(self) -> Any:
         """The frozen model's embeddings of tokens."""
@@ -269,8 +285,13 @@ class AttachedModel(TunedModel):
     def add_model_tags(self, tags: str | Sequence[str]) -> None:
         """Tags of a hub's model card, which an adapter's folder does not have; without effect."""
 
+    @property
+    def loss_type(self) -> str | None:
+        """By this Trainer tells that a language model's first label does not count."""
+        return "ForCausalLM" if isinstance(self.head, LanguageHead) else None
+
     def _get_name(self) -> str:
-        # Trainer tells by this name whether labels are those of the next token (its label_smoothing_factor).
+        # By this it tells that smoothed labels are those of the next token.
         return type(self.backbone.model).__name__ if isinstance(self.head, LanguageHead) else super()._get_name()
 
     def activation_checkpointing_enable(
@@ -307,21 +328,21 @@ def _config(
     given: PretrainedConfig, task: TaskConfig, num_labels: int | None, labels: Sequence[str] | None
 ) -> PretrainedConfig:
     config = copy.deepcopy(given)
-    if num_labels is not None:
-        names = labels or [f"LABEL_{i}" for i in range(num_labels)]
+    names = label_names(labels, num_labels)
+    if names is not None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
-    config.problem_type = task.problem_type
+    config.problem_type = task.problem_type  # type: ignore[assignment]
     return config
 
 
 def _opening(backbone: Backbone, method: Method, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The BOS that a decoder's text opens the sequence with, so that a row is not to bring another."""
-    if backbone.is_encoder or not method.config.opens_sequence or tokenizer.bos_token_id is None:
+    bos = tokenizer.bos_token_id
+    if backbone.is_encoder or not method.config.opens_sequence or bos is None:
         return None
-    texts = [module.input_ids for module in method.modules() if isinstance(module, PromptText)]
-    opens = any(not text.is_meta and int(text[0, 0]) == tokenizer.bos_token_id for text in texts)
-    return int(tokenizer.bos_token_id) if opens else None
+    opens = list(tokenizer("a", add_special_tokens=True)["input_ids"])[:1] == [bos]
+    return int(bos) if opens else None
 
 
 def _without_frozen(module: nn.Module, incompatible: Any) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune.sections import ModelSection, QuantizationSection
 
-_DTYPES = {getattr(torch, name): name for name in ("float32", "bfloat16", "float16")}
+DTYPES = {getattr(torch, name): name for name in ("float32", "bfloat16", "float16")}
 
 
 class Source(NamedTuple):
@@ -32,9 +32,9 @@ def model_section(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Code of the model's repository is never named as trusted.
     """
     name = model.config.name_or_path
-    if not name or model.dtype not in _DTYPES:
+    if not name or model.dtype not in DTYPES:
         return None
-    fields: dict[str, Any] = {"name_or_path": _place(name), "dtype": _DTYPES[model.dtype]}
+    fields: dict[str, Any] = {"name_or_path": _place(name), "dtype": DTYPES[model.dtype]}
     if tokenizer.name_or_path and tokenizer.name_or_path != name:
         fields["tokenizer"] = _place(tokenizer.name_or_path)
     revision = getattr(model.config, "_commit_hash", None)

@@ -21,13 +21,22 @@ IDENTITY = "belongs_to"
 
 TOKENS = "text's token ids"
 """Field of the texts that the method reads or starts from."""
-_OF_TRAINING = ("method.dropout", "method.semantics", "task.head_dropout", "task.label_separator", "task.max_new_tokens")
+_OF_TRAINING = (
+    "method.dropout",
+    "method.semantics",
+    "task.head_dropout",
+    "task.label_separator",
+    "task.max_new_tokens",
+)
 """Settings that change what training, reading or writing does, not what the trained weights mean."""
 _SAID_OTHERWISE = ("task.labels",)
 """The labels are a field of their own, wherever they come from."""
 _WITHOUT_MEANING = frozenset(
-    "_name_or_path transformers_version dtype torch_dtype quantization_config use_cache architectures problem_type "
-    "id2label label2id pad_token_id bos_token_id eos_token_id output_hidden_states output_attentions return_dict".split()
+    {
+        *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"),
+        *("architectures", "problem_type", "id2label", "label2id", "pad_token_id", "bos_token_id", "eos_token_id"),
+        *("output_hidden_states", "output_attentions", "return_dict"),
+    }
 )
 """Of a model's configuration: a folder may be copied, quantized, read with another version, and set for other tools."""
 

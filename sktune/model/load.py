@@ -33,14 +33,15 @@ def load(
 
     Args:
         folder: of a recipe's run (its output.dir, or `adapter` in it), or of `save_adapter`.
-        model: the frozen model; None loads the one that the folder names: by its name, revision, dtype and quantization.
+        model: the frozen model; None loads the one that the folder names, with its revision, dtype and quantization.
         tokenizer: the model's; None loads the one that the folder names.
         device: where the frozen model is loaded to; a given `model` stays where it is.
         trust_remote_code: whether code of the model's own repository may run; what the folder says of it is not heard.
 
     Raises:
-        UserError: where the folder holds no adapter; where model, tokenizer, method or task are not those that the adapter
-            was trained with, each by name; and for prompt_based and in_context, whose template belongs to the data.
+        UserError: where the folder holds no adapter; where model, tokenizer, method or task are not those that the
+            adapter was trained with, each by name; and for prompt_based and in_context, whose template belongs to the
+            data.
     """
     place = adapter_folder(Path(folder))
     card = read_card(place)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sktune.errors import Problem, UserError
 from sktune.methods.config import MethodConfig
-from sktune.model.given_model import model_section, quantization_section
+from sktune.model.given_model import DTYPES, quantization_section
 from sktune.recipe.rules import broken_rules
 from sktune.sections import ModelSection, Section
 from sktune.tasks.config import TaskConfig
@@ -35,9 +35,7 @@ def refuse_other_models(model: Any) -> None:
         )
 
 
-def check_sections(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: MethodConfig, task: TaskConfig
-) -> None:
+def check_sections(model: PreTrainedModel, method: MethodConfig, task: TaskConfig) -> None:
     """Holds method, task and model to the rules of a recipe.
 
     Raises:
@@ -50,9 +48,8 @@ def check_sections(
         )
     sections: dict[str, Section] = {"method": method, "task": task, "quantization": quantization_section(model)}
     # Of the model only its arithmetic: its name is no concern of a model that is loaded already.
-    named = model_section(model, tokenizer)
-    if named is not None:
-        sections["model"] = ModelSection(name_or_path="given", dtype=named.dtype)
+    if model.dtype in DTYPES:
+        sections["model"] = ModelSection.model_validate({"name_or_path": "given", "dtype": DTYPES[model.dtype]})
     _refuse(broken_rules(sections))
 
 

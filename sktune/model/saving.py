@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from sktune.model.attached import AttachedModel
 
 
+def label_names(labels: Sequence[str] | None, count: int | None) -> list[str] | None:
+    """The labels' names, or transformers' names of numbers; None for a task without labels."""
+    if labels is not None:
+        return list(labels)
+    return None if count is None else [f"LABEL_{number}" for number in range(count)]
+
+
 UNKNOWN_DATA = "name-your-data"
 """Stands for `data.path` of an adapter that was trained on a caller's own batches."""
 
@@ -35,9 +43,7 @@ def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
     path = Path(folder)
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
     folded = fold_centre(weights | model.constants())
-    labels = None
-    if model.num_labels is not None:
-        labels = [model.config.id2label[i] for i in range(model.num_labels)]
+    labels = label_names(model.labels, model.num_labels)
     name = None if model.source is None else model.source.model.name_or_path
     card = adapter_card(name, model.method.config.name, model.task.name, labels, folded, {})
     write_weights(path, folded, {**card, IDENTITY: model.belongs_to})
