@@ -1,4 +1,4 @@
-"""Texts of the tuned language model, by transformers' own `generate`: each token reads the cache, not the text again."""
+"""Texts of the tuned model, by transformers' own `generate`: each token reads the cache, not the text again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate(
         woven: what the method adds; what it puts in front is in no sequence that is returned.
         input_ids: [B, L] int64; a row holds one token at least.
         attention_mask: [B, L], 1 for real tokens, padding on either side; None: no padding.
-        options: what transformers' `generate` takes: `max_new_tokens`, `do_sample`, `num_beams`, `generation_config` ...
+        options: what transformers' `generate` takes: `max_new_tokens`, `do_sample`, `generation_config` ...
 
     Returns:
         What it returns: sequences [B, L + new] int64, padding moved to the left.

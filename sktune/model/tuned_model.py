@@ -186,13 +186,12 @@ class TunedModel(nn.Module):
         # A language model's logits at chosen positions stay as they are.
         if self.head.per_token and logits.shape[1] == mask.shape[1]:
             logits = aligned.restore(logits)
-        output = TunedOutput(logits=logits, row_loss=scored.row_loss, row_count=scored.row_count)
-        if hidden_states is not None:
-            output.hidden_states = tuple(hidden_states)
+        loss = None
         if labels is not None:
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            output.loss = scored.loss_sum / count
-        return output
+            loss = scored.loss_sum / count
+        kept = None if hidden_states is None else tuple(hidden_states)
+        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
