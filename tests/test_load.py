@@ -94,6 +94,22 @@ def test_a_runs_folder_gives_the_model_that_the_run_scored(workshop: Workshop, t
         assert torch.equal(logits(sktune.load(folder)), logits(setup.model.eval()))
 
 
+def test_texts_are_read_through_the_runs_template_and_its_data_need_not_be_there(
+    workshop: Workshop, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_DATA", str(data_folder))
+    changes = {"data": {"path": "${SOME_DATA}", "text_template": "w7 {text} w8"}, "training": {"max_steps": 2}}
+    workshop.train("run", TASKS["sequence"], changes)
+    output = workshop.output("run")
+    (answer,) = predict(output, ["w1 w2"], None, ONE_RANK)
+    monkeypatch.delenv("SOME_DATA")
+    for folder in (output, sktune.load(output).save(output / "python")):
+        loaded = sktune.load(folder)
+        assert loaded.encode("w1 w2")["input_ids"].shape[1] == 4
+        found = logits(loaded, loaded.encode("w1 w2")["input_ids"]).softmax(-1)[0].tolist()
+        assert dict(zip(loaded.labels, found, strict=True)) == pytest.approx(answer["probabilities"], abs=1e-6)
+
+
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_a_quantized_model_is_quantized_again(workshop: Workshop, bits: str) -> None:
     workshop.train("run", TASKS["sequence"], {"quantization": BITS[bits], "training": {"max_steps": 2}})
@@ -145,7 +161,9 @@ def test_predict_takes_every_task_that_python_saved(model_folder: Path, tmp_path
     assert len(list(predict(folder, ["w1 w2 w30"], pairs, ONE_RANK))) == 1
 
 
-def test_a_given_model_and_tokenizer_take_the_place_of_the_named_ones(model_folder: Path, tmp_path: Path) -> None:
+def test_a_given_model_and_tokenizer_take_the_place_of_the_named_ones(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tuned = attached(model_folder, sktune.SKPrefixConfig(text=TEXT))
     folder = tuned.save(tmp_path / "adapter")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -156,6 +174,9 @@ def test_a_given_model_and_tokenizer_take_the_place_of_the_named_ones(model_fold
     model = tf.AutoModel.from_pretrained(model_folder, dtype=torch.float32)
     tokenizer = tf.AutoTokenizer.from_pretrained(model_folder)
     assert torch.equal(logits(sktune.load(folder, model=model, tokenizer=tokenizer)), logits(tuned))
+    model.config._name_or_path = "some/other-model"
+    assert torch.equal(logits(sktune.load(folder, model=model, tokenizer=tokenizer)), logits(tuned))
+    assert "is put on some/other-model" in caplog.text
     whole = tf.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     assert torch.equal(logits(sktune.load(folder, model=whole, tokenizer=tokenizer)), logits(tuned))
 

@@ -86,7 +86,7 @@ def test_a_tuple_and_positions_in_words() -> None:
     loss, logits = tuned(ids, mask, labels=labels, return_dict=False)
     output = tuned(ids, mask, labels=labels)
     assert torch.equal(loss, output.loss) and torch.equal(logits, output.logits)
-    with pytest.raises(UserError, match="position_ids.*leave them out"):
+    with pytest.raises(UserError, match=r"position_ids.*leave them out"):
         tuned(ids, mask, position_ids=torch.arange(ids.shape[1])[None])
 
 

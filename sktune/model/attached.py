@@ -16,13 +16,16 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sktune.backbone import NOTHING, Backbone, Woven
 from sktune.backbone.vocabulary import padding_token
+from sktune.data.examples import Example
+from sktune.data.prompt_template import PromptTemplate
 from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.continuing import continuing
 from sktune.model.given_model import Source, source_of
 from sktune.model.identity import identity
-from sktune.model.saving import label_names, save_adapter
+from sktune.model.saving import UNKNOWN_DATA, label_names, save_adapter
 from sktune.model.tuned_model import TunedModel, TunedOutput
+from sktune.sections import DataSection
 from sktune.tasks.config import TaskConfig
 from sktune.tasks.heads import IGNORED, Head, LanguageHead
 
@@ -37,6 +40,7 @@ class AttachedModel(TunedModel):
         labels: the labels' names in order; None where they have none.
         belongs_to: what its saved weights are compared with (see `identity`).
         source: the frozen model, in the words of a recipe; None where it has no name to be loaded by.
+        data: a recipe's section, for its templates.
     """
 
     accepts_loss_kwargs = True
@@ -55,8 +59,10 @@ class AttachedModel(TunedModel):
         num_labels: int | None,
         labels: Sequence[str] | None = None,
         source: Source | None = None,
+        data: DataSection | None = None,
     ) -> None:
         super().__init__(backbone, method, head)
+        self.data = data or DataSection(path=UNKNOWN_DATA)
         self.source = source or source_of(backbone.model, tokenizer)
         goes_on = method.config.opens_sequence and not backbone.is_encoder
         self.tokenizer = continuing(tokenizer) if goes_on else tokenizer
@@ -75,7 +81,10 @@ class AttachedModel(TunedModel):
     def encode(
         self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, **options: Any
     ) -> BatchEncoding:
-        """Tokens of texts as this model is to read them: with a BOS only where no text of the method brings one.
+        """Tokens of texts as this model is to read them.
+
+        With a BOS only where no text of the method brings one; through the templates of the recipe that it was trained
+        with; a pair as an encoder's two segments, or as one text.
 
         Args:
             texts: one or several.
@@ -89,6 +98,12 @@ class AttachedModel(TunedModel):
         second = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        if second is None or not self.backbone.is_encoder:
+            field = "text_template" if second is None else "pair_template"
+            template = PromptTemplate(f"data.{field}", getattr(self.data, field))
+            seconds = [""] * len(first) if second is None else second
+            both = zip(first, seconds, strict=True)
+            first, second = [template.fill(Example(0, text, other)) for text, other in both], None
         encoded = self.tokenizer(first, second, **{"padding": True, "return_tensors": "pt", **options})
         return encoded.to(self.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sktune.model.given_model import Source
 from sktune.model.identity import IDENTITY
 from sktune.model.saving import load_adapter
 from sktune.recipe import load_sections
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -47,6 +50,8 @@ def load(
     card = read_card(place)
     file = place / RECIPE_FILE
     given: Any = load_sections(file, ("method", "task"))
+    # The data themselves are not needed: their folder may be one of another machine.
+    given |= load_sections(file, ("data",), lenient=True)
     method, task = given["method"], given["task"]
     if method.answers_in_words:
         raise UserError(
@@ -76,10 +81,14 @@ def load(
             visible_prefix=method.visible_prefix,
             placement=OneProcess(device),
         )
-        tuned = put_on(backbone, tokenizer, method, task, count, names, Source(**source))
+        untrusting = source["model"].model_copy(update={"trust_remote_code": False})
+        tuned = put_on(backbone, tokenizer, method, task, count, names, Source(untrusting, source["quantization"]))
     else:
         wanted = saved.get("language model", task.needs_language_model)
         base = getattr(model, model.base_model_prefix, model)
+        here, there = model.config.name_or_path, card.get("model")
+        if here and there and here != there:
+            logger.warning("%s was trained on %s, and is put on %s: they must be one model", folder, there, here)
         tuned = attach(
             model if wanted else base,
             tokenizer,
@@ -88,4 +97,5 @@ def load(
             num_labels=count,
             labels=names if task.has_head else None,
         )
+    tuned.data = given["data"]
     return load_adapter(tuned, place).eval()

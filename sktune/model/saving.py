@@ -51,14 +51,19 @@ def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
     return path
 
 
+_TEMPLATES = ("text_template", "pair_template", "text_pair_column")
+"""What of the section `data` says how a text is read."""
+
+
 def _recipe(model: AttachedModel, folder: Path) -> dict[str, Any]:
     """The recipe that would make this model; its data, which are not known, are to be named where they are read."""
     source, task, method = model.source, model.task, model.method.config
+    templates = model.data.model_dump(mode="json", exclude_unset=True, include=set(_TEMPLATES))
     sections: dict[str, Any] = {
         "model": {} if source is None else source.model.model_dump(mode="json", exclude_unset=True),
         "method": {**method.model_dump(mode="json", exclude_unset=True), "name": method.name},
         "task": {**task.model_dump(mode="json", exclude_unset=True), "name": task.name},
-        "data": {"path": UNKNOWN_DATA, **task.columns_to_name},
+        "data": {"path": UNKNOWN_DATA, **task.columns_to_name, **templates},
         "distributed": {"deepspeed": None},
         "output": {"dir": str(folder)},
     }

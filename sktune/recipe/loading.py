@@ -76,8 +76,10 @@ def load_recipe_document(path: str | Path, overrides: Sequence[str] = ()) -> Loa
     return LoadedRecipe(recipe, mapping, source)
 
 
-def load_sections(path: str | Path, names: Sequence[str]) -> dict[str, Section]:
+def load_sections(path: str | Path, names: Sequence[str], *, lenient: bool = False) -> dict[str, Section]:
     """Some sections of a recipe file, each checked by itself; what else the file says is not looked at.
+
+    `lenient`: a `${NAME}` that is not set stays as it is written.
 
     Raises:
         RecipeError: With every problem of these sections.
@@ -86,7 +88,7 @@ def load_sections(path: str | Path, names: Sequence[str]) -> dict[str, Section]:
     mapping = {name: section for name, section in document.mapping.items() if name in names}
     values, unresolved = substitute(mapping, os.environ)
     sections, problems = check_sections(values, names)
-    if problems := [*unresolved, *problems]:
+    if problems := [*([] if lenient else unresolved), *problems]:
         written = Written(str(path), mapping, document.places)
         raise RecipeError(str(path), [written.locate(problem) for problem in problems])
     return sections
