@@ -156,3 +156,12 @@ def test_the_tokenizer_that_was_given_stays_as_it_is_and_may_be_given_again() ->
     again = sktune.attach(tiny_network("llama"), first.tokenizer, METHODS[0], task="regression")
     assert torch.equal(again.method.text.input_ids, first.method.text.input_ids)
     assert copy.deepcopy(first).tokenizer("w1")["input_ids"] == first.tokenizer("w1")["input_ids"]
+
+
+def test_how_much_trains_is_printed_as_peft_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    tuned = tuned_on(METHODS[2])
+    tuned.print_trainable_parameters()
+    trainable, total = tuned.parameter_counts()
+    assert capsys.readouterr().out.startswith(
+        f"trainable params: {trainable:,} || all params: {total:,} || trainable%: "
+    )

@@ -253,6 +253,11 @@ class AttachedModel(TunedModel):
         """What an optimizer takes: `torch.optim.AdamW(tuned.parameters_to_train(), lr=3e-3)`; fp32, all of them."""
         return list(self.trainable_parameters().values())
 
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters train, of how many; as peft's models do."""
+        trainable, total = self.parameter_counts()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """What was trained, and the head's constants; nothing of the frozen model, which is loaded by itself."""
         found: Any = OrderedDict() if destination is None else destination
