@@ -277,6 +277,6 @@ def _keep_results(
     output_dir = Path(loaded.recipe.output.dir)
     scores = (names.of_split("validation"), names.of_split("test"))
     metrics = {key: value for key, value in summary.items() if key.startswith(scores)}
-    write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics)
+    write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics, setup.belongs_to())
     write_whole(output_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
     log_results(tracker, output_dir, setup, test, summary)
