@@ -68,6 +68,8 @@ class Backbone(nn.Module):
         self.draws_random_numbers = False
         self._training_with_the_method: list[nn.Module] = []
         self._routes_attention = False
+        # Whether a block gives a tuple that begins with the states; None until one was seen (`lower_blocks`).
+        self.blocks_give_tuples: bool | None = None
         self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
         self.eval()
 
@@ -208,6 +210,11 @@ class Backbone(nn.Module):
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
         return self.base.get_input_embeddings()(input_ids)
+
+    def unread(self, states: torch.Tensor) -> torch.Tensor:
+        """Embeddings of no token, for a pass over an input whose states [batch, length, d] come from further up."""
+        embeddings: Any = self.base.get_input_embeddings()
+        return states.new_zeros(*states.shape[:2], embeddings.embedding_dim)
 
     def read(
         self,

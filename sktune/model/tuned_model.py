@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from sktune.backbone import Backbone, Woven
 from sktune.backbone.generation import generate
+from sktune.backbone.lower_blocks import passed_over, read_lower, release
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
@@ -34,12 +35,14 @@ class TunedOutput(ModelOutput):
     loss: scalar, summed over the labels that count, over `num_items_in_batch` or their number; None without labels.
     logits: as the head makes them: [B, L, labels] of tokens, [B, labels] of rows, [B] numbers, and for the
         language model [B, k, vocabulary] at the k positions before a target token.
+    frozen_states: only where they were asked for, [B, L, d]: after the blocks that nothing changes, right-padded.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
     hidden_states: where they were asked for, the embeddings [B, L, d] of the input, then what it is after each block.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    frozen_states: torch.Tensor | None = None
     row_loss: torch.Tensor | None = None
     row_count: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -68,6 +71,8 @@ class TunedModel(nn.Module):
         self.backbone = backbone
         self.method = method
         self.head = head
+        self.frozen_blocks = method.config.frozen_blocks(len(backbone.blocks))
+        self.lower_blocks_released = False
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
@@ -111,6 +116,11 @@ class TunedModel(nn.Module):
         head.set_centre(feature_sum)
         self.train(was_training)
 
+    def release_lower_blocks(self) -> None:
+        """Gives back the memory of the blocks that nothing changes: every input then comes with `frozen_states`."""
+        release(self.backbone, self.frozen_blocks)
+        self.lower_blocks_released = True
+
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
         packed: dict[int, int] = {}
@@ -152,6 +162,8 @@ class TunedModel(nn.Module):
         answer_positions: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
+        frozen_states: torch.Tensor | None = None,
+        only_frozen: bool = False,
     ) -> TunedOutput:
         """Reads the prompt text, weaves it in, reads the batch.
 
@@ -165,20 +177,33 @@ class TunedModel(nn.Module):
             inputs_embeds: [B, L, d], the tokens' embeddings, instead of `input_ids`.
             hidden_states: filled with the input's hidden states [B, L, d]: the embeddings, then after each block, the
                 last one as the heads read it.
+            frozen_states: [B, L, d], padded on the right whatever the side of `input_ids`: go on from these, which an
+                earlier pass with `only_frozen` gave, instead of reading through the blocks that nothing changes.
+            only_frozen: read through those blocks alone and return their states.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
         mask = given.new_ones(given.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
         woven = self.woven()
-        embeds = self.backbone.embed(aligned.forth(given)) if inputs_embeds is None else aligned.forth(given)
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
+        passing: AbstractContextManager[Any] = nullcontext()
+        if frozen_states is None:
+            assert not self.lower_blocks_released, "an input without the states of the blocks that are gone"
+            embeds = self.backbone.embed(aligned.forth(given)) if inputs_embeds is None else aligned.forth(given)
+        else:
+            embeds = self.backbone.unread(frozen_states)
+            passing = passed_over(self.backbone, frozen_states, self.frozen_blocks)
+        if only_frozen:
+            read = read_lower(self.backbone, embeds, aligned.attention_mask, woven, self.frozen_blocks, **types)
+            return TunedOutput(frozen_states=read)
         if labels is not None and self.head.per_token:
             labels = aligned.forth(labels)
         ask = self.head.asks(labels, answer_positions)
         if hidden_states is not None:
             ask = {**ask, "hidden_states": hidden_states}
-        states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
+        with passing:
+            states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
         if hidden_states is not None:
             hidden_states[:] = map(aligned.restore, hidden_states)
         scored = self.head(states, aligned.attention_mask, labels, ask)
@@ -191,7 +216,9 @@ class TunedModel(nn.Module):
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = scored.loss_sum / count
         kept = None if hidden_states is None else tuple(hidden_states)
-        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
+        return TunedOutput(
+            loss=loss, logits=logits, row_loss=scored.row_loss, row_count=scored.row_count, hidden_states=kept
+        )
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
@@ -199,7 +226,7 @@ def _logical_size(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return int(getattr(parameter, "ds_numel", getattr(parameter, "released_elements", parameter.numel())))
 
 
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
