@@ -216,7 +216,9 @@ class TunedModel(nn.Module):
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = scored.loss_sum / count
         kept = None if hidden_states is None else tuple(hidden_states)
-        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
+        return TunedOutput(
+            loss=loss, logits=logits, row_loss=scored.row_loss, row_count=scored.row_count, hidden_states=kept
+        )
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
