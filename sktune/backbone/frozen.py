@@ -181,8 +181,11 @@ class Backbone(nn.Module):
         finally:
             setattr(parent, name, blocks)
 
-    def use_prefix_attention(self) -> None:
+    def use_prefix_attention(self, method: str) -> None:
         """Lets passes route attention through the prefix-aware functions; for a prefix or gated prompts.
+
+        Args:
+            method: the name to refuse where that cannot be.
 
         Raises:
             UserError: where the architecture neither uses the attention interface nor is known to read a
@@ -192,8 +195,8 @@ class Backbone(nn.Module):
             return
         if not getattr(self.base, "_supports_attention_backend", False):
             raise UserError(
-                f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
-                "transformers' attention interface; use sk_prompt"
+                f"method.name: {method} is not available for {self.family}: its attention does not use "
+                "transformers' attention interface; use sk_prompt or lora"
             )
         register_prefix_attention()
         self._routes_attention = True

@@ -43,12 +43,13 @@ class PromptSemantics(NamedTuple):
 
 
 @torch.compiler.disable
-def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
+def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor, method: str) -> PromptSemantics:
     """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).
 
     Args:
         backbone: prepared by `use_prefix_attention`.
         embeds: [1, P, d], the text's token embeddings.
+        method: the name to refuse where that cannot be.
 
     Raises:
         UserError: where the layers do not each have their own attention of one shape.
@@ -70,8 +71,8 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
     depth = backbone.config.num_hidden_layers
     if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
         raise UserError(
-            f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
-            f"same shape in each of its {depth} layers; use sk_prompt"
+            f"method.name: {method} is not available for {backbone.family}: it needs one self-attention of the "
+            f"same shape in each of its {depth} layers; use sk_prompt or lora"
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
     states = torch.stack([torch.cat(of_all) for of_all in zip(*(kv for _, kv in record), strict=True)])

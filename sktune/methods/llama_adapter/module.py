@@ -35,7 +35,7 @@ class LlamaAdapter(Method):
         count = max(1, depth - UNTOUCHED) if config.layers is None else number_of(config.layers, depth)
         if backbone.uses_cache_for_prefix:
             raise UserError(_not_available(backbone))
-        backbone.use_prefix_attention()
+        backbone.use_prefix_attention("llama_adapter")
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
@@ -54,7 +54,7 @@ class LlamaAdapter(Method):
         # Which module attends in which layer is learned by reading; one token is enough.
         if self._read_once is None:
             with torch.inference_mode(False), torch.no_grad():
-                read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone))
+                read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone), "llama_adapter")
             modules = [backbone.model.get_submodule(name) for name in read.modules]
             if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in modules):
                 raise UserError(_not_available(backbone))
