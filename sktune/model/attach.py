@@ -18,6 +18,7 @@ from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
 from sktune.model.adapter import read_card, write_weights
 from sktune.model.identity import IDENTITY, compare, identity
+from sktune.model.step_zero import check_step_zero as try_step_zero
 from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
 from sktune.tasks import TASKS
 from sktune.tasks.config import TaskConfig
@@ -35,6 +36,7 @@ def attach(
     task: str | TaskConfig | None = None,
     num_labels: int | None = None,
     gradient_checkpointing: bool = False,
+    check_step_zero: bool = True,
 ) -> TunedModel:
     """Freezes a model and puts a tuning method and a task head on it.
 
@@ -54,10 +56,12 @@ def attach(
         task: a task's name, or its section for more settings; None means the language model's own for one.
         num_labels: classes, for classification tasks.
         gradient_checkpointing: recompute the blocks in backward.
+        check_step_zero: try on random tokens that the method, which has learned nothing, reads as the plain model does.
 
     Raises:
         UserError: where model, task and labels do not fit together, for prompt_based and in_context, whose template
-            belongs to the data, and for a model inside which another method or peft trains.
+            belongs to the data, for a model inside which another method or peft trains, and where the method is found
+            to read otherwise than the plain model.
     """
     if method.answers_in_words:
         raise UserError(
@@ -100,6 +104,12 @@ def attach(
     if others:
         backbone.as_given = others[0].backbone.as_given
     _attached.setdefault(model, WeakSet()).add(tuned)
+    if check_step_zero:
+        try:
+            try_step_zero(tuned, tokenizer)
+        except UserError:
+            detach(tuned)
+            raise
     return tuned
 
 
