@@ -106,7 +106,7 @@ def attach(
     _attached.setdefault(model, WeakSet()).add(tuned)
     if check_step_zero:
         try:
-            try_step_zero(tuned, tokenizer)
+            try_step_zero(tuned, tokenizer, device)
         except UserError:
             detach(tuned)
             raise

@@ -151,6 +151,7 @@ def try_step_zero(setup: Setup, engine: Engine, ranks: Ranks) -> None:
         check_step_zero(
             setup.model,
             setup.tokenizer,
+            ranks.device,
             max_length=data.max_length,
             padding_side=data.padding_side,
             run=engine,
