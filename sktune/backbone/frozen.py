@@ -201,6 +201,15 @@ class Backbone(nn.Module):
         register_prefix_attention()
         self._routes_attention = True
 
+    @contextmanager
+    def without_prefix_attention(self) -> Iterator[None]:
+        """Inside, passes attend as for a method that asks for no prefix attention."""
+        before, self._routes_attention = self._routes_attention, False
+        try:
+            yield
+        finally:
+            self._routes_attention = before
+
     # -- calls ----------------------------------------------------------------------------------------------------
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -239,7 +239,8 @@ class _Check:
         ways = [other for other, _ in INSTEAD]
         for other, methods in INSTEAD[ways.index(way) + 1 if way in ways else 0 :]:
             try:
-                found = self._compared(self.readings.stand_in(other, STAND_IN))
+                with self.backbone.without_prefix_attention():
+                    found = self._compared(self.readings.stand_in(other, STAND_IN))
             except UserError:
                 continue
             if found is not None and found.holds:

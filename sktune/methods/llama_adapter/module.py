@@ -83,6 +83,9 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
         if name not in _KNOWN_PARTS and ("norm" in name or any(True for _ in part.parameters()))
     ]
     unknown += [name for name, _ in module.named_parameters(recurse=False)]
+    norm = getattr(module, "k_norm", None)
+    if norm is not None and not isinstance(norm, nn.Identity) and not hasattr(norm, "weight"):
+        unknown.append("k_norm without a weight")
     shape = _norm_shape(module)
     if shape is not None and (len(shape) > 1 or backbone.key_value_width % shape[0]):
         unknown.append(f"k_norm of shape {list(shape)}")
@@ -98,7 +101,7 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
 def _norm_shape(module: nn.Module) -> Sequence[int] | None:
     """Shape of the weight of the layer's norm of keys; None where it has none."""
     norm = getattr(module, "k_norm", None)
-    if norm is None or isinstance(norm, nn.Identity):
+    if norm is None or isinstance(norm, nn.Identity) or not hasattr(norm, "weight"):
         return None
     # Under ZeRO-3 a weight outside its module's forward is empty; its shape is kept beside it.
     shape: Sequence[int] = getattr(norm.weight, "ds_shape", norm.weight.shape)
