@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sktune import __version__
 from sktune.errors import UserError
 from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
+from sktune.model.identity import IDENTITY
 from sktune.recipe import LoadedRecipe
 
 
@@ -25,24 +26,37 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], card: Mappi
     write_whole(folder / ADAPTER_CARD, text)
 
 
+def adapter_card(
+    model: str | None,
+    method: str,
+    task: str,
+    labels: Sequence[str] | None,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the card says of an adapter, wherever it was trained."""
+    return {
+        "model": model,
+        "method": method,
+        "task": task,
+        "labels": None if labels is None else list(labels),
+        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "metrics": dict(metrics),
+    }
+
+
 def write_adapter(
     folder: Path,
     loaded: LoadedRecipe,
     weights: Mapping[str, torch.Tensor],
     labels: Sequence[str] | None,
     metrics: Mapping[str, float],
+    belongs_to: Mapping[str, Any],
 ) -> None:
     """Writes what a run has trained, and the recipe that rebuilds the rest around it."""
     recipe = loaded.recipe
-    card = {
-        "model": recipe.model.name_or_path,
-        "method": recipe.method.name,
-        "task": recipe.task.name,
-        "labels": None if labels is None else list(labels),
-        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
-        "metrics": dict(metrics),
-    }
-    write_weights(folder, weights, card)
+    card = adapter_card(recipe.model.name_or_path, recipe.method.name, recipe.task.name, labels, weights, metrics)
+    write_weights(folder, weights, {**card, IDENTITY: dict(belongs_to)})
     write_whole(folder / RECIPE_FILE, loaded.text())
 
 

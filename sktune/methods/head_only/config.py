@@ -19,6 +19,9 @@ class HeadOnlyConfig(MethodConfig):
     def starts_as(self) -> StartsAs:
         return "model"
 
+    def frozen_blocks(self, depth: int) -> int:
+        return depth
+
     @classmethod
     def unread(cls, training: TrainingSection) -> frozenset[str]:
         return frozenset() if training.head_learning_rate is None else frozenset({"training.learning_rate"})
