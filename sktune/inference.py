@@ -14,11 +14,11 @@ import torch
 from sktune.data import Row
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
-from sktune.files import EVALUATION_FOLDER, RECIPE_FILE, write_whole
-from sktune.model.adapter import adapter_folder, read_adapter
+from sktune.files import EVALUATION_FOLDER, write_whole
+from sktune.model.adapter import adapter_folder, read_adapter, read_recipe
 from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
-from sktune.recipe import LoadedRecipe, load_recipe_document
+from sktune.recipe import LoadedRecipe
 from sktune.tasks.task import Answers
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
@@ -38,7 +38,7 @@ def load_trained(
     `scored` names the split to read; None reads no data that is to be answered.
     """
     folder = adapter_folder(output)
-    loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
+    loaded = read_recipe(folder, overrides, reads_data=scored is not None)
     weights, labels = read_adapter(folder)
     setup = prepare(loaded.recipe, ranks, labels=labels, read_data=False, scored=scored)
     put_weights(setup.model, weights, str(folder))

@@ -25,7 +25,7 @@ def idle(name: str, section: Section, keys: Sequence[str], why: str, otherwise: 
     """One problem for each of `keys` that the user gave explicitly, since `why` leaves it without effect."""
     for key in keys:
         if key in section.model_fields_set:
-            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}")
+            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}", idle=True)
 
 
 class ModelSection(Section):

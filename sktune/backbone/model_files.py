@@ -71,6 +71,21 @@ def _listed(files: list[Path]) -> str:
     return ", ".join(file.name for file in files[:8]) + (", ..." if len(files) > 8 else "") if files else "none"
 
 
+def unreadable_safetensors(file: Path, error: Exception) -> str:
+    """Why a safetensors file cannot be read, in one line; what else it is, where it is a pickle by that name."""
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(4)
+    except OSError as own:
+        return f"{file} cannot be read ({own.strerror})"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return (
+            f"{file} is a pickle under another name (torch.save writes them): reading one can run code, so it is never "
+            "read; ask for safetensors"
+        )
+    return f"{file} is truncated or damaged ({' '.join(str(error).split())})"
+
+
 def not_loadable(name: str, error: Exception) -> str:
     """The message about a model that cannot be had, with what to do."""
     return _other_kind(name) or _why(name, error)

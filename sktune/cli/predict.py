@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from sktune.cli.arguments import OverridingCommand, with_logging, with_output
 from sktune.errors import UserError
 from sktune.process import guarded, join_ranks
+from sktune.terminal import say, say_json
 
 _EXAMPLES = """examples:
   sktune predict runs/smollm2_film_reviews --text "One of the best films I have seen in years."
@@ -68,4 +68,4 @@ def _run(
     from sktune.inference import predict
 
     for answer in predict(output, texts, pairs, ranks, overrides, blanks=file is not None):
-        print(json.dumps(answer, ensure_ascii=False) if as_json else answer.line)
+        say_json(answer) if as_json else say(answer.line)

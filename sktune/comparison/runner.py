@@ -25,7 +25,7 @@ from sktune.comparison.results import ComparisonState, load_state, read_results
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
-from sktune.errors import UserError, named_line
+from sktune.errors import UserError, hide_password, named_line
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
@@ -37,7 +37,6 @@ from sktune.files import (
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.task import build_task
 from sktune.tracking import Tracker, names
-from sktune.tracking.uri import hide_password
 from sktune.training.output import kept_folder
 from sktune.training.run import train
 from sktune.training.tracked import ended

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
@@ -16,7 +14,7 @@ from sktune.files import ADAPTER_WEIGHTS
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
-from sktune.model.adapter import read_card, write_weights
+from sktune.model.adapter import read_card, read_weights, write_weights
 from sktune.model.identity import IDENTITY, compare, identity
 from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
 from sktune.tasks import TASKS
@@ -147,5 +145,5 @@ def load_adapter(model: TunedModel, folder: str | Path) -> TunedModel:
     saved = read_card(file.parent).get(IDENTITY)
     if saved and model.belongs_to:
         compare(saved, model.belongs_to, str(file))
-    put_weights(model, {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}, str(file))
+    put_weights(model, read_weights(file), str(file))
     return model

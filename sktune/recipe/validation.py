@@ -25,7 +25,7 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     between two others. A section without fields (`quantization:`) stands for its defaults.
 
     Returns:
-        The recipe, or None with at least one problem.
+        The recipe, or None where there is more wrong than options that do nothing; and the problems.
     """
     problems = [_unknown_section(key) for key in mapping if key not in SECTIONS]
     given: dict[str, Section] = {}
@@ -42,7 +42,7 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
             sections[name] = info.get_default(call_default_factory=True)
     problems += broken_rules(sections)
     problems += _compared_methods(sections.get("compare"), mapping.get("method"))
-    return (None, problems) if problems else (Recipe(**given), [])
+    return (Recipe(**given) if all(problem.idle for problem in problems) else None), problems
 
 
 def _compared_methods(compare: Section | None, own: Any) -> list[Problem]:

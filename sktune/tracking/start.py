@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
 from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import MLFLOW_VARIABLES, mlflow_reference
@@ -18,7 +18,7 @@ from sktune.tracking.interface import NullTracker, Tracker
 from sktune.tracking.record import Record
 from sktune.tracking.store import MlflowRun
 from sktune.tracking.tracker import RunTracker
-from sktune.tracking.uri import hide_password, replayable_uri
+from sktune.tracking.uri import replayable_uri
 
 logger = logging.getLogger(__name__)
 

@@ -79,6 +79,7 @@ def sharding_is_up_to_zero3(distributed: DistributedSection) -> Iterator[Problem
                 f"cannot be true with distributed.deepspeed: {name or 'null'}, which copies the model to every rank",
                 "true, false or auto with deepspeed: zero3",
                 "set distributed.deepspeed: zero3, or leave shard_backbone out.",
+                idle=True,
             )
         elif choice is not True:
             why = f"distributed.deepspeed: {name or 'null'} copies the model to every rank anyway"
@@ -105,6 +106,7 @@ def resume_keeps_what_is_there(training: TrainingSection, output: OutputSection)
             "a folder cannot be both started anew and resumed (training.resume: auto)",
             "false with training.resume: auto",
             "set output.overwrite: false, or training.resume: never.",
+            idle=True,
         )
 
 
