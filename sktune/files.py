@@ -49,6 +49,8 @@ REPORT_MARKDOWN, REPORT_CSV, REPORT_JSON = "report.md", "report.csv", "report.js
 ERROR_FILE = "error.txt"
 
 LOCK_FILE = ".lock"
+RUN_MARK = ".sktune-run"
+"""Left in a folder that a run has claimed: the files of a run that lie there are sktune's to replace."""
 
 
 LARGEST_JSON = 2**24
@@ -113,6 +115,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process has the folder; with its id, host and start.
     """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"output.dir: {place} is a file, and a folder is needed there; name another one")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     lock = FileLock(path, blocking=False, fallback_to_soft=False)

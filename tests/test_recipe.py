@@ -859,7 +859,7 @@ def test_a_deepspeed_file_must_exist(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     wrong = changed({"distributed": {"deepspeed": str(own)}})
     assert "no such DeepSpeed file" in problems_of(wrong)["distributed.deepspeed"]
-    own.write_text("{}", encoding="utf-8")
+    own.write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8")
     assert parse_recipe(wrong).distributed.deepspeed == str(own)
 
 

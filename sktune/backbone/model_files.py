@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
-from sktune.embedded import model_location
+from sktune.embedded import model_location, must_be_here
 from sktune.errors import UserError
 
 GGUF = ".gguf"
@@ -41,6 +41,8 @@ def find_gguf(
         )
     if place.suffix == GGUF and not place.is_dir():
         raise UserError(f"{field}: there is no file {name!r}; give the path of a .gguf file")
+    if must_be_here(name) and not place.is_dir():
+        raise UserError(f"{field}: there is no folder {name!r}; give the folder of a model, a .gguf file, or a hub id")
     if file_name is not None:
         return _inside(name, file_name, revision)
     weights = [".safetensors", *PICKLES]

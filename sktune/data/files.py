@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sktune.data.text_files import ending as ending_of
 from sktune.data.text_files import read_lines
-from sktune.embedded import is_embedded, resolve
+from sktune.embedded import is_embedded, must_be_here, resolve
 from sktune.errors import UserError
 from sktune.sections import DataSection
 
@@ -36,7 +36,7 @@ def local_folder(data: DataSection) -> Path | None:
             f"data.path: {data.path} is a file. Set data.path to its folder ({folder.parent}) and data.train "
             f"to its name ({folder.name})."
         )
-    if data.format != "auto" or data.path.startswith((".", "/", "~")) or Path(data.train).is_absolute():
+    if data.format != "auto" or must_be_here(data.path) or Path(data.train).is_absolute():
         raise UserError(f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id.")
     return None
 

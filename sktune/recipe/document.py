@@ -220,7 +220,8 @@ def _collect_keys(node: yaml.Node, prefix: str, document: Document, source: str)
 
 def _unreadable(path: Path, error: OSError) -> Problem:
     if path.is_dir():
-        message, cure = "is a folder", f"name its files: {path}/*.yaml"
+        own = path / "recipe.yaml"
+        message, cure = "is a folder", f"name {own}" if own.is_file() else f"name its files: {path}/*.yaml"
     elif not path.exists():
         beside = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)

@@ -60,7 +60,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe_document(path, overrides).recipe
 
 
-def load_recipe_document(path: str | Path, overrides: Sequence[str] = (), unused: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe_document(
+    path: str | Path, overrides: Sequence[str] = (), unused: Sequence[str] = (), *, comparing: bool = False
+) -> LoadedRecipe:
     """Load a recipe file, apply overrides, replace `${NAME}` references, and check the result.
 
     Where the recipe says nothing of them, MLflow's own variables decide on `tracking.tracking_uri` and
@@ -71,6 +73,7 @@ def load_recipe_document(path: str | Path, overrides: Sequence[str] = (), unused
         path: A YAML file.
         overrides: `section.field=value` texts, applied in order; values are YAML.
         unused: Beginnings of fields that the caller does not read: `${NAME}` of a variable that is not set stays there.
+        comparing: Whether the section `compare` is read; what is wrong there is nothing to a single run.
 
     Raises:
         RecipeError: With every problem of the file, the overrides, the environment, the fields and the
@@ -84,6 +87,8 @@ def load_recipe_document(path: str | Path, overrides: Sequence[str] = (), unused
     unresolved = [problem for problem in unresolved if not problem.field.startswith(tuple(unused))]
     written = Written(str(source), mapping, document.places, overridden)
     idle = _Idle(document, written)
+    if not comparing and any(problem.field.partition(".")[0] == "compare" for problem in check(values)[1]):
+        values = {key: value for key, value in values.items() if key != "compare"}
     recipe = _checked(values, written, [*document.problems, *problems, *unresolved], idle)
     return LoadedRecipe(recipe, mapping, source)
 
@@ -172,7 +177,7 @@ def validate_files(paths: Sequence[str], overrides: Sequence[str] = ()) -> int:
     failed = 0
     for path in paths:
         try:
-            recipe = load_recipe(path, overrides)
+            recipe = load_recipe_document(path, overrides, comparing=True).recipe
         except RecipeError as error:
             failed += 1
             complain(error)

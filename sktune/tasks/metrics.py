@@ -48,16 +48,20 @@ def entity_metrics(
     return overall, per_type
 
 
-def class_metrics(references: Sequence[str], predictions: Sequence[str], last_label: str) -> dict[str, float]:
-    """Accuracy, macro F1, F1 of the last label (of two, the positive one: GLUE's F1) and Matthews correlation."""
+def class_metrics(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation, and where there are two labels F1 of the last one (GLUE's F1);
+    their names are those of `class_metric_names`.
+    """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    return {
+    metrics = {
         "accuracy": float(accuracy_score(references, predictions)),
         "f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
-        "positive_f1": float(f1_score(references, predictions, labels=[last_label], average="macro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(references, predictions)),
     }
+    if len(labels) == 2:
+        positive = f1_score(references, predictions, labels=[labels[-1]], average="macro", zero_division=0)
+        metrics["positive_f1"] = float(positive)
+    return metrics | {"matthews": float(matthews_corrcoef(references, predictions))}
 
 
 def regression_metrics(references: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sktune.errors import UserError, hide_password
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
-from sktune.recipe.document import to_yaml
+from sktune.recipe.document import FORMAT, FORMAT_KEY, to_yaml
 from sktune.recipe.environment import MLFLOW_VARIABLES, mlflow_reference
 from sktune.sections import TrackingSection
 from sktune.tracking import names
@@ -66,7 +66,7 @@ def start_tracking(
     record.state.tags.update(names.as_tags({**system_tags(), **tracking.tags, **tags}))
     record.save()
     recipe_file = output_dir / TRACKING_RECIPE_FILE
-    write_whole(recipe_file, to_yaml(_plain(recipe_params)))
+    write_whole(recipe_file, to_yaml({FORMAT_KEY: FORMAT, **_plain(recipe_params)}))
     record.add_artifact(recipe_file, None)
     record.save()
     try:

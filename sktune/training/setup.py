@@ -21,6 +21,7 @@ from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.placement import placement_for
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.methods.method import Frame, build_method, reframed
 from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.recipe import Recipe
@@ -113,6 +114,7 @@ def prepare(
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
+        _check_metric(recipe, labels)
     tokenizer = load_tokenizer(recipe.model)
     # Before the model: its mistakes are cheap to find.
     task = task_of_method(recipe, task, tokenizer, labels, shown)
@@ -136,6 +138,18 @@ def prepare(
     collator = Collator(padding_token(tokenizer, backbone.vocabulary_size), recipe.data.padding_side, task)
     kept = None if labels is None else tuple(labels)
     return Setup(recipe, tokenizer, model, kept, collator, raw, sharding, task)
+
+
+def _check_metric(recipe: Recipe, labels: Sequence[str] | None) -> None:
+    """Refuses to choose the best checkpoint by a metric that there is not with the labels of the training data."""
+    metric = recipe.training.metric_for_best_model
+    if metric is None or labels is None:
+        return
+    known = recipe.task.model_copy(update={"labels": tuple(labels)}).metrics()
+    if metric not in known:
+        raise UserError(
+            f"training.metric_for_best_model: there is no {metric} of {len(labels)} labels; allowed: {', '.join(known)}"
+        )
 
 
 def coder_of(

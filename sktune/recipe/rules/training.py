@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
+from sktune.recipe.deepspeed_file import read_deepspeed_file
 from sktune.sections import DataSection, DistributedSection, OutputSection, TrainingSection, idle
 from sktune.tasks.config import TaskConfig
 
@@ -67,6 +68,12 @@ def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator
             f"{', '.join(DEEPSPEED_PRESETS)}, null, or an existing .json file (seen from the working folder)",
             "use a preset, or correct the path.",
         )
+        return
+    try:
+        read_deepspeed_file(path)
+    except UserError as error:
+        what = str(error).removeprefix(f"distributed.deepspeed: {path}: ")
+        yield Problem("distributed.deepspeed", f"cannot be used: {what}", cure="correct the file, or use a preset.")
 
 
 def sharding_is_up_to_zero3(distributed: DistributedSection) -> Iterator[Problem]:

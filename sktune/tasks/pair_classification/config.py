@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from sktune.errors import Problem
 from sktune.sections import DataSection
-from sktune.tasks.config import LabelledConfig, PooledConfig
+from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
 
 
 class PairClassificationConfig(LabelledConfig, PooledConfig):
@@ -19,7 +19,7 @@ class PairClassificationConfig(LabelledConfig, PooledConfig):
     assumed_labels: ClassVar[int] = 3  # NLI's
 
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+        return class_metric_names(self.labels)
 
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(data)
