@@ -69,6 +69,15 @@ class RecipeLoader(yaml.SafeLoader):
             _refuse(f"more than {_MOST_VALUES:,} values, counted as often as an alias repeats them", node.start_mark)
         return node
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """With every key as its text; that one is none is noted with its place, see `_collect_keys`."""
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = _TAG + "str"
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
     def read_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
         if len(text) > _LONGEST_NUMBER:

@@ -27,6 +27,7 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     Returns:
         The recipe, or None where there is more wrong than options that do nothing; and the problems.
     """
+    mapping = {str(key): section for key, section in mapping.items()}
     problems = [_unknown_section(key) for key in mapping if key not in SECTIONS]
     given: dict[str, Section] = {}
     sections: dict[str, Section] = {}
@@ -72,7 +73,8 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
     if isinstance(cls, Problem):
         return None, [cls]
     try:
-        section = cls.model_validate(dict(content))
+        content = {str(key): value for key, value in content.items()}
+        section = cls.model_validate(content)
     except ValidationError as error:
         return None, [_from_pydantic(name, cls, entry) for entry in error.errors(include_url=False)]
     return section, _numbers_taken_loosely(name, content, section)
