@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from sktune.comparison.results import load_state
 from sktune.data import load_splits
+from sktune.data.questions import FORMATS, read_questions
 from sktune.errors import UserError
 from sktune.methods import METHODS
 from sktune.model.adapter import read_adapter, read_recipe
@@ -294,6 +295,22 @@ def _parquet(columns: list[str], rows: list[list[str]]) -> bytes:
     return file.getvalue()
 
 
+@st.composite
+def question_cases(draw: st.DrawFn) -> Case:
+    """What `predict` reads: some records may be wrong, which is for it to say."""
+    ending, words = draw(st.sampled_from(ENDINGS)), draw(st.booleans())
+    content = draw(damaged(_table_bytes(draw, ending.removesuffix(".gz"))))
+    content = gzip.compress(content) if ending.endswith(".gz") else content
+    format = draw(st.sampled_from(("auto",) * 4 + FORMATS))
+    fields = {"path": ".", "text_pair_column": draw(st.sampled_from((None, None, "second", "a.b")))}
+
+    def read(folder: Path) -> object:
+        found = read_questions(folder / f"x{ending}", format, DataSection(**fields), "a task", words=words)
+        return [str(one)[:1] for one in found]
+
+    return Case("question", {f"x{ending}": content}, read)
+
+
 # -- what a run has written -------------------------------------------------------------------------------------
 
 WEIGHTS = save({"head.classifier.weight": torch.zeros(2, 4), "head.classifier.bias": torch.zeros(2)})
@@ -340,4 +357,6 @@ def record_cases(draw: st.DrawFn) -> Case:
     return Case(kind, {"own.json": content}, lambda folder: read_deepspeed_file(folder / "own.json"))
 
 
-cases = st.one_of(recipe_cases(), override_cases(), data_cases(), data_cases(), adapter_cases(), record_cases())
+cases = st.one_of(
+    recipe_cases(), override_cases(), data_cases(), data_cases(), question_cases(), adapter_cases(), record_cases()
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,44 @@ def read_conll(path: Path, word_column: int = 0, tag_column: int = -1, encoding:
         tags.append(tag)
     end_sentence()
     return sentences
+
+
+def read_words(
+    path: Path, word_column: int = 0, encoding: str | None = None
+) -> Iterator[tuple[int, tuple[str, ...] | UserError]]:
+    """(number of its first line, words) of each sentence of a CoNLL file, tagged or not, or what is wrong with it.
+
+    A file may also have a word a line and nothing else.
+
+    Args:
+        path: the file.
+        word_column: index of the column that holds the word; negative counts from the end.
+        encoding: as `data.encoding`.
+
+    Raises:
+        UserError: for bytes that are not of the encoding, and for a column that is not there.
+    """
+    lines = read_lines(path, encoding)
+    tabs, count = _layout(lines)
+    if count and not -count <= word_column < count:
+        raise UserError(f"{path}: data.conll_word_column is {word_column}, but the file has {count} columns.")
+    start, words, wrong = 0, list[str](), None
+    for number, line in enumerate([*lines, ""], start=1):
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if start:
+                yield start, wrong or tuple(words)
+            start, words, wrong = 0, [], None
+            continue
+        columns = _columns(line, tabs)
+        if len(columns) != count and (line.startswith("# ") or line == "#"):
+            continue
+        start = start or number
+        if len(columns) != count:
+            wrong = wrong or UserError(
+                f"{path}:{number}: {len(columns)} columns where the file's first line has {count}"
+            )
+        else:
+            words.append(columns[word_column])
 
 
 def _columns(line: str, tabs: bool) -> list[str]:

@@ -62,6 +62,17 @@ class Table:
         return column if column in self.names else column.partition(".")[0]
 
 
+def value_at(record: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value of one record in a column that may be `translation.en`; None where it is not there.
+
+    Raises:
+        UserError: beginning with `where`, where the column does not hold objects.
+    """
+    if column in record:
+        return record[column]
+    return _inside(record.get(column.partition(".")[0]), column, where)
+
+
 def _inside(cell: Any, column: str, where: str) -> Any:
     """The value at `translation.en` of an object in the column `translation`; None where it or the object is null."""
     for key in column.split(".")[1:]:
