@@ -94,8 +94,12 @@ class DataSection(Section):
     label_column: str = Field("label", description="Column of the label, or of the number of a regression.")
     words_column: str = Field("tokens", description="Of tagged words on hub/jsonl/parquet data: list of words.")
     tags_column: str = Field("tags", description="Of tagged words on hub/jsonl/parquet data: list of tags.")
-    conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
-    conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
+    conll_word_column: int | None = Field(
+        None, description="Column index of the word in a CoNLL file; null: 0, of CoNLL-U (.conllu) 1."
+    )
+    conll_tag_column: int | None = Field(
+        None, description="Column index of the tag in a CoNLL file; null: -1, of CoNLL-U 3, the part of speech."
+    )
     target_column: str | None = Field(None, description="Column of the text that a language model is to write.")
     text_template: str = Field(
         "{text}",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sktune.data.conll import CONLL_U
 from sktune.data.text_files import ending as ending_of
 from sktune.data.text_files import read_lines
 from sktune.embedded import is_embedded, must_be_here, resolve
 from sktune.errors import UserError
 from sktune.sections import DataSection
 
-_CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
+_CONLL = (".conll", ".iob", ".iob2", ".bio", CONLL_U, ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 ENDINGS = (*_CONLL, *_TABLES)
 

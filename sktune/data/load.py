@@ -110,7 +110,7 @@ def _kept(
     """The examples of a split that is scored, after `data.max_*_samples`, in agreement with what was trained on."""
     examples = _first(reading, getattr(data, f"max_{split}_samples"), split, report)
     if labels is not None:
-        check_known_labels(examples, labels, split, reading.where, words=task.reads_words)
+        check_known_labels(examples, labels, split, reading.where, words=task.reads_entities)
         report += unseen_labels(reading.examples, labels, split)
         report += contradictions(examples, split)
     report += outside_range(trained, examples, split)

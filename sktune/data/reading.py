@@ -27,6 +27,11 @@ class Reader(Protocol):
         """Whether an example is a list of tagged words."""
         ...
 
+    @property
+    def reads_entities(self) -> bool:
+        """Whether the tags of words spell entities; else each tag stands for itself."""
+        ...
+
     def read(self, table: Table, data: DataSection, split: str) -> Reading:
         """The examples of a split, in the table's order."""
         ...
@@ -50,7 +55,11 @@ def read_split(data: DataSection, task: Reader, folder: Path | None, name: str, 
         format = file_format(path, data, task.name, words=task.reads_words)
         if format == "parquet":
             _no_encoding(data, "of parquet")
-        table = _sentences(path, data) if format == "conll" else read_table(path, format, data.encoding)
+        table = (
+            _sentences(path, data, task.reads_entities)
+            if format == "conll"
+            else read_table(path, format, data.encoding)
+        )
     if not table.length:
         raise UserError(f"{table.where} holds no rows.")
     return task.read(table, data, split)
@@ -61,9 +70,10 @@ def _no_encoding(data: DataSection, what: str) -> None:
         raise UserError(f"data.encoding: {data.encoding} would do nothing: the texts {what} are UTF-8; leave it out.")
 
 
-def _sentences(path: Path, data: DataSection) -> Table:
+def _sentences(path: Path, data: DataSection, entities: bool) -> Table:
     """A CoNLL file as a table: a sentence a row, its words and its tags in the columns that the recipe names."""
-    sentences = read_conll(path, data.conll_word_column, data.conll_tag_column, data.encoding)
+    columns_of = (data.conll_word_column, data.conll_tag_column)
+    sentences = read_conll(path, *columns_of, data.encoding, entities=entities)
     if not sentences:
         raise UserError(f"{path} holds no sentences.")
     columns = {

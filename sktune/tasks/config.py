@@ -38,6 +38,11 @@ class TaskConfig(Section):
     """How many labels `sktune plan` counts where the recipe does not list them."""
 
     @property
+    def reads_entities(self) -> bool:
+        """Whether the tags of words spell entities, which are then what is scored."""
+        return False
+
+    @property
     def has_label_set(self) -> bool:
         """Whether answers are of a set of labels; else they are numbers or free text."""
         return self.given_labels is not None

@@ -48,6 +48,36 @@ def entity_metrics(
     return overall, per_type
 
 
+def tag_metrics(
+    references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str | None]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scores of tags that stand for themselves, such as parts of speech, over all words.
+
+    Args:
+        references: tags of each sentence.
+        predictions: predicted tags of the same lengths; None, of a word that was not read, is wrong.
+
+    Returns:
+        (accuracy, macro_f1: the mean over the tags of the references), and for each of these f1, precision, recall and
+        support.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    truth = [tag for tags in references for tag in tags]
+    found = ["" if tag is None else tag for tags in predictions for tag in tags]
+    labels = sorted(set(truth))
+    each = precision_recall_fscore_support(truth, found, labels=labels, average=None, zero_division=0)
+    per_tag = {
+        label: {
+            **{name: float(each[part][i]) for name, part in (("f1", 2), ("precision", 0), ("recall", 1))},
+            "support": int(each[3][i]),
+        }
+        for i, label in enumerate(labels)
+    }
+    right = sum(one == other for one, other in zip(truth, found, strict=True))
+    return {"accuracy": right / max(len(truth), 1), "macro_f1": float(np.mean(each[2]))}, per_tag
+
+
 def class_metrics(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     """Accuracy, macro F1, Matthews correlation, and where there are two labels F1 of the last one (GLUE's F1);
     their names are those of `class_metric_names`.
