@@ -86,9 +86,19 @@ class DataSection(Section):
     encoding: str | None = Field(
         None, description="Of text files, for example latin-1; null: UTF-8, or what a byte order mark says."
     )
-    train: str = Field("train", description="Split name of a hub dataset, or file name inside `path`.")
-    validation: str | None = Field("validation", description="Split or file; null: no validation.")
-    test: str | None = Field(None, description="Split or file; null: no test.")
+    train: str | tuple[str, ...] = Field(
+        "train",
+        description="Split name of a hub dataset, or file name inside `path`; several as a list, or as a pattern "
+        "(`part-*.jsonl`), whose files are read in the order of their names.",
+    )
+    validation: str | tuple[str, ...] | None = Field(
+        "validation", description="Split or files, as of train; null: no validation."
+    )
+    test: str | tuple[str, ...] | None = Field(None, description="Split or files, as of train; null: no test.")
+    column_names: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the columns of CSV and TSV files without a line of names; null: their first line.",
+    )
     text_column: str = Field("text", description="Column of the text, or of a pair's first text.")
     text_pair_column: str | None = Field(None, description="Column of a pair's second text; null: single texts.")
     label_column: str = Field("label", description="Column of the label, or of the number of a regression.")

@@ -230,7 +230,8 @@ def data_cases(draw: st.DrawFn) -> Case:
         files = {name: draw(damaged(gzip.compress(content))) for name, content in files.items()}
     fields = {
         "path": ".",
-        "train": f"train{ending}",
+        "train": draw(st.sampled_from((f"train{ending}", f"tr*{ending}", [f"train{ending}", f"t*{ending}"]))),
+        "column_names": draw(st.sampled_from((None,) * 6 + (("text", "label"), ("text", "text")))),
         "validation": None,
         "test": f"test{ending}" if "test" in splits else None,
         "encoding": draw(st.sampled_from((None,) * 9 + ("utf-16", "latin-1", "rot13", "nothing"))),

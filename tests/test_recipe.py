@@ -486,6 +486,16 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "data.conll_tag_column",
         changed({"data": {"path": "folder", "conll_tag_column": 2}}),
     ),
+    "column_names_are_of_text_tables": (
+        changed(SENTENCES, {"data": {"path": "folder", "format": "jsonl", "column_names": ["text", "label"]}}),
+        "data.column_names",
+        changed(SENTENCES, {"data": {"path": "folder", "format": "csv", "column_names": ["text", "label"]}}),
+    ),
+    "splits_name_something": (
+        changed({"data": {"path": "folder", "train": []}}),
+        "data.train",
+        changed({"data": {"path": "folder", "train": ["a.conll", "b.conll"]}}),
+    ),
     "sample_limits_need_their_split": (
         changed({"data": {"max_test_samples": 3}}),
         "data.max_test_samples",

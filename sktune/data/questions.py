@@ -139,7 +139,7 @@ def _text(cell: Any, where: str) -> str:
 
 def _each(path: Path, format: str, data: DataSection) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     if format != "parquet":
-        yield from each_record(path, format, data.encoding)
+        yield from each_record(path, format, data.encoding, data.column_names)
         return
     table = read_table(path, format)
     columns = table.fetch(table.names)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sktune.data.conll import read_conll
 from sktune.data.examples import Reading
-from sktune.data.files import file_format, find_file
-from sktune.data.table import Table
+from sktune.data.files import file_format, find_files
+from sktune.data.table import Table, joined
 from sktune.data.tables import read_hub, read_table
 from sktune.errors import UserError
 from sktune.sections import DataSection
@@ -41,28 +41,31 @@ class Reader(Protocol):
         ...
 
 
-def read_split(data: DataSection, task: Reader, folder: Path | None, name: str, split: str) -> Reading:
-    """Read the hub split or file `name` as the `split` (train, validation or test) of a run.
+def read_split(data: DataSection, task: Reader, folder: Path | None, names: tuple[str, ...], split: str) -> Reading:
+    """Read hub splits or files as the `split` (train, validation or test) of a run, one after the other.
 
     Raises:
         UserError: with the file or split and what to do, for whatever cannot be read.
     """
     if folder is None:
         _no_encoding(data, "of a hub dataset")
-        table = read_hub(data.path, data.name, name, data.revision)
+        table = read_hub(data.path, data.name, "+".join(names), data.revision)
     else:
-        path = find_file(folder, name, f"data.{split}")
-        format = file_format(path, data, task.name, words=task.reads_words)
-        if format == "parquet":
-            _no_encoding(data, "of parquet")
-        table = (
-            _sentences(path, data, task.reads_entities)
-            if format == "conll"
-            else read_table(path, format, data.encoding)
-        )
+        table = joined([_read_file(path, data, task) for path in find_files(folder, names, f"data.{split}")])
     if not table.length:
         raise UserError(f"{table.where} holds no rows.")
     return task.read(table, data, split)
+
+
+def _read_file(path: Path, data: DataSection, task: Reader) -> Table:
+    format = file_format(path, data, task.name, words=task.reads_words)
+    if data.column_names is not None and format not in ("csv", "tsv"):
+        raise UserError(f"data.column_names: {path} is no table of a text file, and names its columns; leave it out.")
+    if format == "conll":
+        return _sentences(path, data, task.reads_entities)
+    if format == "parquet":
+        _no_encoding(data, "of parquet")
+    return read_table(path, format, data.encoding, data.column_names)
 
 
 def _no_encoding(data: DataSection, what: str) -> None:

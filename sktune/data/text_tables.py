@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,19 @@ from sktune.errors import UserError
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
-def read_separated(path: Path, format: str, encoding: str | None) -> Table:
+def read_separated(path: Path, format: str, encoding: str | None, given: Sequence[str] | None = None) -> Table:
     # Not through `datasets`: pandas would guess types, and give names to surplus columns.
-    records = _records(path, format, encoding)
-    _, names = next(records, (0, []))
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
+    records, names = _with_names(path, format, encoding, given)
     columns: dict[str, list[str | None]] = {name: [] for name in names}
     broken: list[int] = []
     row = 0
     for row, (line, cells) in enumerate(records, start=1):
         if len(cells) > len(names):
+            who = "data.column_names" if given else "the first line"
+            quoted = '; a cell with a comma in it needs quotes (").' if format == "csv" else "."
             raise UserError(
-                f"{path}: the first line names {len(names)} columns, line {line} has {len(cells)} cells. Name every "
-                "column there" + ('; a cell with a comma in it needs quotes (").' if format == "csv" else ".")
+                f"{path}: {who} names {len(names)} columns, line {line} has {len(cells)} cells. Name every column there"
+                + quoted
             )
         for name, cell in zip_longest(names, cells):
             columns[name].append(cell)
@@ -49,13 +48,16 @@ def read_separated(path: Path, format: str, encoding: str | None) -> Table:
     return Table(str(path), row, names, {}, lambda wanted: {name: columns[name] for name in wanted}, report)
 
 
-def each_record(path: Path, format: str, encoding: str | None) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+def each_record(
+    path: Path, format: str, encoding: str | None, given: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """(number of its line, cells by column) of each record, or what is wrong with that one.
 
     Args:
         path: the file.
         format: `jsonl`, `csv` or `tsv`; a list of objects in a .json file counts its rows instead of lines.
         encoding: as `data.encoding`.
+        given: as `data.column_names`.
 
     Raises:
         UserError: for a file that cannot be read at all.
@@ -73,10 +75,7 @@ def each_record(path: Path, format: str, encoding: str | None) -> Iterator[tuple
                 except UserError as error:
                     yield number, error
         return
-    records = _records(path, format, encoding)
-    _, names = next(records, (0, []))
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
+    records, names = _with_names(path, format, encoding, given)
     for number, cells in records:
         if len(cells) > len(names):
             yield (
@@ -85,6 +84,18 @@ def each_record(path: Path, format: str, encoding: str | None) -> Iterator[tuple
             )
         else:
             yield number, dict(zip_longest(names, cells))
+
+
+def _with_names(
+    path: Path, format: str, encoding: str | None, given: Sequence[str] | None
+) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
+    """The records that hold rows, and the names of their columns."""
+    records = _records(path, format, encoding)
+    names = list(given) if given is not None else next(records, (0, []))[1]
+    if len(set(names)) < len(names):
+        where = f"{path}: a column name occurs twice in the first line" if given is None else "data.column_names: twice"
+        raise UserError(f"{where}: {', '.join(names)}.")
+    return records, names
 
 
 def _list_of(lines: list[str], path: Path) -> list[Any]:

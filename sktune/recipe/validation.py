@@ -76,7 +76,8 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
         content = {str(key): value for key, value in content.items()}
         section = cls.model_validate(content)
     except ValidationError as error:
-        return None, [_from_pydantic(name, cls, entry) for entry in error.errors(include_url=False)]
+        found = (_from_pydantic(name, cls, entry) for entry in error.errors(include_url=False))
+        return None, list(dict.fromkeys(found))  # a field that may be of several kinds is none of each
     return section, _numbers_taken_loosely(name, content, section)
 
 
@@ -99,6 +100,11 @@ def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Proble
     location = [str(part) for part in entry["loc"] if part != "[key]"]
     dotted, key = ".".join([name, *location]), location[0]
     kind = entry["type"]
+    info = cls.model_fields.get(key)
+    if info is not None and {str, tuple[str, ...]} <= set(get_args(info.annotation)):
+        default = "null" if info.default is None else info.default
+        cure = f"put quotes around a number that is meant as text, or leave it out for the default ({default})."
+        return Problem(f"{name}.{key}", "must be a text, or a list of texts", allowed_in(info), cure)
     if kind == "extra_forbidden":
         return _unknown_key(name, cls, key)
     info = cls.model_fields[key]
