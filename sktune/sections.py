@@ -173,7 +173,7 @@ class TrainingSection(Section):
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."
     )
-    seed: int = Field(42, description="Of the initial weights, the order of the data and dropout.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Of the initial weights, the order of the data and dropout.")
 
 
 class DistributedSection(Section):
