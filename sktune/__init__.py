@@ -5,6 +5,7 @@ From Python: `sktune.attach(model, tokenizer, sktune.SKPrefixConfig(text="..."),
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from sktune.methods.sk_prefix.config import SKPrefixConfig
     from sktune.methods.sk_prompt.config import SKPromptConfig
     from sktune.methods.top_layers.config import TopLayersConfig
-    from sktune.model.attach import attach, detach, load_adapter, save_adapter
+    from sktune.model.attach import attach, detach
+    from sktune.model.load import load
+    from sktune.model.saving import load_adapter, save_adapter
 
 __all__ = [
     "BottleneckAdapterConfig",
@@ -39,9 +42,19 @@ __all__ = [
     "TopLayersConfig",
     "attach",
     "detach",
+    "load",
     "load_adapter",
     "save_adapter",
 ]
+
+
+_FUNCTIONS = {
+    "attach": "attach",
+    "detach": "attach",
+    "load": "load",
+    "load_adapter": "saving",
+    "save_adapter": "saving",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -52,6 +65,4 @@ def __getattr__(name: str) -> Any:
         from sktune.methods import METHODS
 
         return METHODS.config_called(name)
-    from sktune.model import attach as module
-
-    return getattr(module, name)
+    return getattr(import_module(f"sktune.model.{_FUNCTIONS[name]}"), name)

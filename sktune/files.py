@@ -34,6 +34,7 @@ CONFUSION_FIGURE_FILE = "test_confusion.png"
 TRACKING_FOLDER = "tracking"
 TRACKING_STATE_FILE = f"{TRACKING_FOLDER}/run.json"
 TRACKING_RECIPE_FILE = f"{TRACKING_FOLDER}/recipe.yaml"
+FROZEN_STATES_FOLDER = "frozen_states"
 
 # Of an adapter's folder, which holds RECIPE_FILE too, and of a checkpoint's.
 ADAPTER_WEIGHTS = "adapter.safetensors"

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from sktune.backbone.vocabulary import padding_token
 from sktune.data import Example, Row
 from sktune.data.questions import Question
 from sktune.data.tags import OUTSIDE
@@ -215,21 +217,13 @@ def _answers(setup: Setup, rows: list[Row]) -> Answers:
     return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
 
 
-@torch.no_grad()
 def generate(setup: Setup, prompt: Sequence[int], max_new_tokens: int) -> str:
     """Greedy continuation of a prompt by the tuned language model, up to its end token or `max_new_tokens`."""
     model, tokenizer = setup.model, setup.tokenizer
-    device = next(model.parameters()).device
-    ids, produced = list(prompt), []
-    woven = model.method(model.backbone)
-    for _ in range(max_new_tokens):
-        embeds = model.backbone.embed(torch.tensor([ids], device=device))
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=device)
-        last = torch.tensor([len(ids) - 1], device=device)
-        logits = model.backbone.read(embeds, mask, woven, with_lm_head=True, keep_positions=last)
-        token = int(logits[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        ids.append(token)
-        produced.append(token)
-    return str(tokenizer.decode(produced, skip_special_tokens=True)).strip()
+    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+    pad = padding_token(tokenizer, model.backbone.vocabulary_size)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
+    )
+    written = model.generate(ids, generation_config=config)[0, len(prompt) :]
+    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()

@@ -170,6 +170,17 @@ class TrainingSection(Section):
     early_stopping_threshold: float = Field(
         0.0, ge=0, description="By how much the metric must improve to count for early_stopping_patience."
     )
+    frozen_states: Literal["off", "memory", "disk", "auto"] = Field(
+        "off",
+        description="Read the blocks below method.layers once for each example and keep what they give, in memory or "
+        "on disk; they are then not run or held any more. auto: where it pays, and where there is room.",
+    )
+    frozen_states_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Where frozen_states are kept for other runs of this model, text and data; null: in output.dir, "
+        "until the run has ended.",
+    )
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."
     )

@@ -35,6 +35,7 @@ from training_fixtures import (
     tracked,
 )
 
+import sktune
 from sktune.inference import evaluate_run
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
@@ -67,6 +68,14 @@ def test_the_heads_centre_is_of_the_global_batch_however_it_is_cut(two_ranks: Se
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_every_stage_equals_no_sharding(two_ranks: SeveralRanks, bits: str, stage: str) -> None:
     assert_close_run(two_ranks.output(f"two-replicas-{bits}"), two_ranks.output(f"two-{stage_name(stage)}-{bits}"))
+
+
+@torch.no_grad()
+def test_python_loads_what_two_ranks_have_trained_in_shares(two_ranks: SeveralRanks) -> None:
+    ids = torch.tensor([[5, 9, 30, 31]])
+    alone, shares = (sktune.load(two_ranks.output(name)) for name in ("one-4x1-none", "two-zero3-none"))
+    torch.testing.assert_close(shares(ids).logits, alone(ids).logits, atol=1e-3, rtol=1e-3)
+    assert shares.belongs_to == alone.belongs_to
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import WIDTH, batch, perturb, real_rows, tiny_backbone, tiny_tokenizer, tiny_tuned
+from tiny_models import TEXT, WIDTH, batch, perturb, real_rows, tiny_backbone, tiny_network, tiny_tokenizer, tiny_tuned
 from training_fixtures import (
     ONE_RANK,
     TASKS,
@@ -269,7 +269,12 @@ def test_a_checkpoint_from_before_there_was_a_centre_goes_on_without_one(worksho
 
 
 def test_a_loop_of_ones_own_starts_the_head_with_a_batch(tmp_path: Path) -> None:
-    tuned = tiny_tuned("sk_prompt", tiny_backbone("llama"))
+    def attached() -> Any:
+        method = sktune.SKPromptConfig(text=TEXT)
+        task = {"task": "token_classification", "num_labels": 4}
+        return sktune.attach(tiny_network("llama"), tiny_tokenizer(), method, **task).eval()
+
+    tuned = attached()
     ids, mask = batch()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids % 4, -100)}
     tuned.start_head(inputs, labels=torch.tensor([0, 0, 0, 0, 0, 1, 2]))
@@ -279,7 +284,7 @@ def test_a_loop_of_ones_own_starts_the_head_with_a_batch(tmp_path: Path) -> None
     logits = tuned(ids, mask).logits
     folder = sktune.save_adapter(tuned, tmp_path / "adapter")
     assert "head.centre" not in load_file(folder / "adapter.safetensors")
-    fresh = tiny_tuned("sk_prompt", tiny_backbone("llama"))
+    fresh = attached()
     fresh.start_head(inputs)
     again = sktune.load_adapter(fresh, folder)(ids, mask).logits
     torch.testing.assert_close(real_rows(again, mask), real_rows(logits, mask), atol=1e-5, rtol=0)

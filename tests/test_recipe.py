@@ -486,6 +486,11 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "data.conll_tag_column",
         changed({"data": {"path": "folder", "conll_tag_column": 2}}),
     ),
+    "states_are_kept_where_something_is_frozen": (
+        changed({"training": {"frozen_states_dir": "kept", "frozen_states": "off"}}),
+        "training.frozen_states_dir",
+        changed({"training": {"frozen_states_dir": "kept", "frozen_states": "auto"}}),
+    ),
     "column_names_are_of_text_tables": (
         changed(SENTENCES, {"data": {"path": "folder", "format": "jsonl", "column_names": ["text", "label"]}}),
         "data.column_names",

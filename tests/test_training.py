@@ -29,6 +29,7 @@ from training_fixtures import (
     tracked,
 )
 
+from sktune.cli import main
 from sktune.distributed.optimizer import build_optimizer, rate_factor, warmup_steps
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.inference import evaluate_run
@@ -393,3 +394,24 @@ def test_an_adapter_does_not_fit_another_recipe(workshop: Workshop) -> None:
     workshop.train("run")
     with pytest.raises(ValueError, match=r"do not fit this recipe: .* use the recipe it was trained with"):
         evaluate_run(workshop.output("run"), "test", ONE_RANK, ["method.rank=8"])
+
+
+def test_mlflow_knows_the_data_the_purpose_and_the_memory_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    recipe = workshop.write("run", TASKS["sequence"], tracked(database), {"training": {"logging_steps": 4}})
+    recipe.write_text("# People or places.\n#\n# Two classes.\n\n" + recipe.read_text(), encoding="utf-8")
+    assert main(["train", str(recipe)]) == 0
+    run = mlflow_run(database)
+    assert run.data.tags["mlflow.note.content"] == "People or places.\n\nTwo classes."
+    read = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert read.keys() == {"training", "validation", "test"}
+    assert [json.loads(dataset.profile)["num_rows"] for dataset in read.values()] == [22, 17, 13]
+    assert read["test"].name.endswith("/test.jsonl")
+    assert Path(json.loads(read["training"].source)["uri"]).is_file()
+    assert len({dataset.digest for dataset in read.values()}) == 3
+    client = MlflowClient(f"sqlite:///{database}")
+    kind = client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+    used = client.get_metric_history(run.info.run_id, "memory/resident_bytes")
+    assert [point.step for point in used] == [1, 4, 8]
+    assert all(point.value > 1e8 for point in used)

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         self.family: str = model.config.model_type
         self.attn_implementation = attn_implementation
         self.visible_prefix = visible_prefix
-        self._takes_position_ids = architecture.check(self.base)
+        self.takes_position_ids = architecture.check(self.base)
         self.as_given = model.training, [name for name, p in model.named_parameters() if p.requires_grad]
         model.requires_grad_(False)
         for module in model.modules():
@@ -68,6 +68,8 @@ class Backbone(nn.Module):
         self.draws_random_numbers = False
         self._training_with_the_method: list[nn.Module] = []
         self._routes_attention = False
+        # Whether a block gives a tuple that begins with the states; None until one was seen (`lower_blocks`).
+        self.blocks_give_tuples: bool | None = None
         self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
         self.eval()
 
@@ -121,6 +123,11 @@ class Backbone(nn.Module):
     def max_positions(self) -> int | None:
         """Most tokens the model can tell apart by position; None where there is no such limit."""
         return architecture.max_positions(self.base)
+
+    def unread_parameters(self) -> list[nn.Parameter]:
+        """Parameters that neither hidden states nor logits depend on: those of a pooler (BERT, RoBERTa)."""
+        pooler = getattr(self.base, "pooler", None)
+        return list(pooler.parameters()) if isinstance(pooler, nn.Module) else []
 
     def linear_names(self) -> list[str]:
         """Names of the linear layers inside the blocks' model."""
@@ -204,6 +211,11 @@ class Backbone(nn.Module):
         """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
         return self.base.get_input_embeddings()(input_ids)
 
+    def unread(self, states: torch.Tensor) -> torch.Tensor:
+        """Embeddings of no token, for a pass over an input whose states [batch, length, d] come from further up."""
+        embeddings: Any = self.base.get_input_embeddings()
+        return states.new_zeros(*states.shape[:2], embeddings.embedding_dim)
+
     def read(
         self,
         inputs_embeds: torch.Tensor,
@@ -214,6 +226,7 @@ class Backbone(nn.Module):
         keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Reads an input with what a method adds to it.
 
@@ -225,6 +238,7 @@ class Backbone(nn.Module):
             keep_positions: [k] int64, the positions whose logits are wanted, counted in the input.
             answer_positions: [batch] int64, instead: each row's one position, counted in the input.
             token_type_ids: [batch, length], an encoder's segments.
+            hidden_states: filled with the input's own embeddings, and its hidden states after each block.
 
         Returns:
             Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
@@ -253,8 +267,11 @@ class Backbone(nn.Module):
             with_lm_head=with_lm_head,
             keep_positions=None if keep_positions is None else keep_positions + count,
             answer_positions=None if answer_positions is None else answer_positions + count,
+            hidden_states=hidden_states,
             **types,
         )
+        if hidden_states is not None:
+            hidden_states[:] = [states[:, count:] for states in hidden_states]
         return output[:, count:] if keep_positions is None and answer_positions is None else output
 
     def forward(
@@ -267,6 +284,7 @@ class Backbone(nn.Module):
         with_lm_head: bool = False,
         keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
         **model_inputs: Any,
     ) -> torch.Tensor:
         """One pass over right-padded embeddings.
@@ -279,6 +297,7 @@ class Backbone(nn.Module):
             with_lm_head: return the language model's logits instead of hidden states.
             keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
             answer_positions: [batch] int64, instead: each row's one position whose logits are wanted.
+            hidden_states: filled with the embeddings and the hidden states after each block, the last one normed.
             model_inputs: further arguments of the model (token_type_ids).
 
         Returns:
@@ -290,12 +309,12 @@ class Backbone(nn.Module):
             "attention_mask": attention_mask,
             **model_inputs,
         }
-        if self._takes_position_ids:
+        if self.takes_position_ids:
             start = (woven.prefix[0][1].key.shape[2] if woven.prefix else 0) + architecture.first_position(self.base)
             inputs["position_ids"] = torch.arange(start, start + length, device=inputs_embeds.device)[None].expand(
                 inputs_embeds.shape[0], -1
             )
-        with self.weaving(woven, record):
+        with self.weaving(woven, record), self._keeping(hidden_states):
             return self._called(inputs, woven, with_lm_head, keep_positions, answer_positions)
 
     @contextmanager
@@ -341,6 +360,27 @@ class Backbone(nn.Module):
             keep_positions = None
         logits = self.model(**inputs).logits
         return logits if keep_positions is None else logits[:, keep_positions]
+
+    @contextmanager
+    def _keeping(self, hidden_states: list[torch.Tensor] | None) -> Iterator[None]:
+        """Inside, what enters the blocks, what leaves each but the last, and what the base returns is kept."""
+        if hidden_states is None:
+            yield
+            return
+
+        def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden_states.append(inputs[0] if inputs else named["hidden_states"])
+
+        def after(_: nn.Module, inputs: Any, output: Any) -> None:
+            hidden_states.append(output[0])
+
+        hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.blocks]
+        hooks.append(self.base.register_forward_hook(after))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def _only_at(self, positions: torch.Tensor) -> Iterator[list[bool]]:

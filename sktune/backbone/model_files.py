@@ -85,7 +85,7 @@ def unreadable_safetensors(file: Path, error: Exception) -> str:
             f"{file} is a pickle under another name (torch.save writes them): reading one can run code, so it is never "
             "read; ask for safetensors"
         )
-    return f"{file} is truncated or damaged ({' '.join(str(error).split())})"
+    return f"{file} is truncated or damaged and cannot be read ({' '.join(str(error).split())})"
 
 
 def not_loadable(name: str, error: Exception) -> str:

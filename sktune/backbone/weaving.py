@@ -76,7 +76,8 @@ _ABSENT = object()
 
 
 @contextmanager
-def _attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+def attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Inside, a module has this attribute, `forward` for example; then what it had before."""
     before = module.__dict__.get(name, _ABSENT)
     module.__dict__[name] = value
     try:
@@ -140,19 +141,19 @@ class Pass:
                 stack.enter_context(_routed_to(config, IMPLEMENTATION_PREFIX + self.implementation))
         of = self.model.get_submodule
         for name, key_values in self.woven.prefix or ():
-            stack.enter_context(_attribute(of(name), PREFIX_ATTRIBUTE, key_values))
+            stack.enter_context(attribute(of(name), PREFIX_ATTRIBUTE, key_values))
         for name, prompt in self.woven.gated or ():
-            stack.enter_context(_attribute(of(name), GATED_ATTRIBUTE, prompt))
+            stack.enter_context(attribute(of(name), GATED_ATTRIBUTE, prompt))
         for name in self.woven.layers or ():
-            stack.enter_context(_attribute(of(name), "_disable_adapters", False))
+            stack.enter_context(attribute(of(name), "_disable_adapters", False))
         for name, module in self.woven.behind or ():
             handle = of(name).register_forward_hook(lambda _, inputs, output, behind=module: behind(output))
             stack.callback(handle.remove)
         if self.record is not None:
             for module in self.model.modules():
-                stack.enter_context(_attribute(module, RECORD_ATTRIBUTE, self.record))
+                stack.enter_context(attribute(module, RECORD_ATTRIBUTE, self.record))
         for block in self.checkpointed:
-            stack.enter_context(_attribute(block, "forward", self._checkpointed(block.forward)))
+            stack.enter_context(attribute(block, "forward", self._checkpointed(block.forward)))
 
     def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         # transformers' own checkpointing runs only in training mode, which would switch dropout on, and it

@@ -73,6 +73,12 @@ def open_weights(model: ModelSection, network: PreTrainedModel) -> WeightSource:
     return SafetensorsWeights(_find_safetensors(model)) if file is None else GgufWeights(file, network)
 
 
+def weight_files(model: ModelSection) -> list[Path]:
+    """The files that hold the weights of the model that the recipe names; raises as `open_weights` does."""
+    file = find_gguf(model.name_or_path, model.gguf_file, model.revision)
+    return _find_safetensors(model) if file is None else [file]
+
+
 def _find_safetensors(model: ModelSection) -> list[Path]:
     """The files that hold the model's weights; of a hub id, downloaded into the hub's cache where they are not there.
 

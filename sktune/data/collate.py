@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from sktune.data.examples import Row
 
@@ -38,6 +39,8 @@ class Collator:
         self.pad_token_id = pad_token_id
         self.padding_side = padding_side
         self.task = task
+        self.filler_states: torch.Tensor | None = None
+        """[1, d], of the token of a batch of fillers, where rows come with `states`."""
 
     def __call__(self, rows: Sequence[Row | None]) -> dict[str, torch.Tensor]:
         """Make a batch of rows, where None is a filler.
@@ -49,11 +52,11 @@ class Collator:
             `input_ids` and `attention_mask` [B, L] int64, `token_type_ids` [B, L] int64 where the rows have
             them; `labels` as the task makes them; `valid` [B] bool, False for fillers; `index` [B] int64, the row's
             number in its split, -1 for fillers; `answer_positions` [B] int64 where the language model answers, counted
-            without padding. B is at least 1.
+            without padding; `frozen_states` [B, L, d], padded on the right, where they are kept. B is at least 1.
         """
         rows = list(rows) or [None]
         present = next((row for row in rows if row is not None), None)
-        filler = present or Row(-1, [self.pad_token_id], None, 0, "")
+        filler = present or Row(-1, [self.pad_token_id], None, 0, "", states=self.filler_states)
         filled = [filler if row is None else row for row in rows]
         width = max(row.length for row in filled)
 
@@ -69,6 +72,9 @@ class Collator:
             batch["token_type_ids"] = self._padded(segments, 0, width)
         if self.task.answers_at_positions:
             batch["answer_positions"] = torch.tensor([row.answer or 0 for row in filled])
+        kept = [row.states for row in filled if row.states is not None]
+        if kept and len(kept) == len(filled):
+            batch["frozen_states"] = pad_sequence(kept, batch_first=True)
         return batch
 
     def _padded(self, sequences: Sequence[Sequence[int]], fill: int, width: int) -> torch.Tensor:

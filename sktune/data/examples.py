@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ABSENT = -100  # the label id that losses and metrics leave out; of labels that are numbers, NaN
 
@@ -71,6 +75,7 @@ class Row:
         group: number of the example in its split; the rows of one example's candidates share it.
         candidate: which label's words this row spells, where candidates are scored; else 0.
         answer: the position in `input_ids` at which the language model answers, where a template has it do so.
+        states: [tokens, d], what the frozen lower blocks make of it, where that is kept.
     """
 
     index: int
@@ -82,6 +87,7 @@ class Row:
     group: int = 0
     candidate: int = 0
     answer: int | None = None
+    states: torch.Tensor | None = field(default=None, compare=False)
 
     @property
     def length(self) -> int:

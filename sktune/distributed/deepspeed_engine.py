@@ -84,6 +84,12 @@ class DeepSpeedEngine:
             for moment in MOMENTS:
                 set_moment(p, state[f"{moment}/{name}"].to(self.engine.device), moment, self.stage)
 
+    def release_lower_blocks(self) -> None:
+        if self._gathered is not None:
+            finish_prefetches(self.engine)
+            self._gathered.forget_order()
+        self.model.release_lower_blocks()
+
     def load_weights(self, weights: State) -> None:
         import deepspeed
 

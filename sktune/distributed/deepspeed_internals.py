@@ -64,6 +64,14 @@ class GatheredWeights:
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
 
+    def forget_order(self) -> None:
+        """To be called before a pass that does not read some layers any more.
+
+        Cause: the coordinator fetches ahead what came next in the last pass, until a layer comes in another order.
+        """
+        if not self._coordinator.is_invalid_trace():
+            self._coordinator._invalidate_trace()
+
     def release(self) -> None:
         """Gives back what is gathered when a forward pass ends.
 

@@ -50,6 +50,10 @@ class Engine(Protocol):
         """Restores the moments after `steps` updates."""
         ...
 
+    def release_lower_blocks(self) -> None:
+        """Gives back the memory of the blocks that nothing changes; every batch then brings its `frozen_states`."""
+        ...
+
     def load_weights(self, weights: State) -> None:
         """Replaces the trainable parameters and the constants, for evaluation (not to train on)."""
         ...

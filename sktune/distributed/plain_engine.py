@@ -74,6 +74,9 @@ class PlainEngine:
             moments = {moment: state[f"{moment}/{name}"].to(p.device).clone() for moment in MOMENTS}
             self.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
 
+    def release_lower_blocks(self) -> None:
+        self.model.release_lower_blocks()
+
     def load_weights(self, weights: State) -> None:
         with torch.no_grad():
             for name, p in self.parameters.items():

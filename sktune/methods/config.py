@@ -46,6 +46,13 @@ class MethodConfig(Section):
         """The fewest blocks of a model in which it does what it would do in a deeper one."""
         return 0
 
+    def frozen_blocks(self, depth: int) -> int:
+        """How many blocks, of a model's `depth` and counted from the bottom, give an input's states that never change.
+
+        Nothing below trains, drops out or is read again at every step.
+        """
+        return 0
+
     @classmethod
     def wants_text(cls, fields: Mapping[str, Any]) -> bool:
         """Whether a section with these fields needs a `text`; a comparison lends it the recipe's."""
@@ -89,6 +96,13 @@ class FromTextConfig(MethodConfig):
     @property
     def opens_sequence(self) -> bool:
         return self.init == "text"
+
+    def frozen_blocks(self, depth: int) -> int:
+        """How many blocks, of a model's `depth` and counted from the bottom, give an input's states that never change.
+
+        Nothing below trains, drops out or is read again at every step.
+        """
+        return 0
 
     @classmethod
     def wants_text(cls, fields: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from peft.utils import constants
 
 from sktune.backbone import Backbone
 from sktune.backbone.frozen import linear_names
+from sktune.errors import UserError
 
 ALL_LINEAR = ("all-linear",)
 """peft's shorthand for every linear layer of the blocks."""
@@ -26,7 +27,7 @@ def lora_targets(backbone: Backbone, given: Sequence[str] | None) -> list[str] |
     known = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     if given is None:
         return None if backbone.family in known else _first_there(backbone, _QUERY_AND_VALUE)
-    return _kinds(backbone) if tuple(given) == ALL_LINEAR else list(given)
+    return _kinds(backbone) if tuple(given) == ALL_LINEAR else _all_there(backbone, given)
 
 
 def ia3_targets(
@@ -37,8 +38,24 @@ def ia3_targets(
     if given is None:
         chosen = None if backbone.family in known else _first_there(backbone, _KEYS_VALUES_FEEDFORWARD)
         return chosen, chosen[-1:] if chosen is not None else None
-    targets = _kinds(backbone) if tuple(given) == ALL_LINEAR else list(given)
+    targets = _kinds(backbone) if tuple(given) == ALL_LINEAR else _all_there(backbone, given)
     return targets, None if feedforward is None else list(feedforward)
+
+
+def _all_there(backbone: Backbone, given: Sequence[str]) -> list[str]:
+    """The ends that were given, each of which names a layer; peft is content with one of them.
+
+    Raises:
+        UserError: naming those that name none, and what there is.
+    """
+    names = [name for name, _ in backbone.model.named_modules()]
+    unknown = [end for end in given if not any(name == end or name.endswith(f".{end}") for name in names)]
+    if unknown:
+        raise UserError(
+            f"method.target_modules: no layer of this {backbone.family} is called {', '.join(map(repr, unknown))}; "
+            f"name some of its linear layers: {', '.join(_kinds(backbone))}, or all-linear"
+        )
+    return list(given)
 
 
 def _kinds(backbone: Backbone) -> list[str]:

@@ -30,14 +30,16 @@ class PromptText(nn.Module):
     """Embeds the text.
 
     With `trainable`, the copy that trains is held as its difference from the frozen embeddings: the same
-    P x d parameters, but nothing of the backbone has to be read before it is sharded.
+    P x d parameters, but nothing of the backbone has to be read before it is sharded. Tokens that were `drawn` at
+    random are kept with the difference: it means nothing without them.
     """
 
     input_ids: torch.Tensor
 
-    def __init__(self, input_ids: list[int], hidden_size: int, trainable: bool) -> None:
+    def __init__(self, input_ids: list[int], hidden_size: int, trainable: bool, drawn: bool = False) -> None:
         super().__init__()
-        self.register_buffer("input_ids", torch.tensor([input_ids]), persistent=False)
+        self.drawn = drawn
+        self.register_buffer("input_ids", torch.tensor([input_ids]), persistent=drawn)
         self.change = nn.Parameter(torch.zeros(len(input_ids), hidden_size)) if trainable else None
 
     def __len__(self) -> int:

@@ -48,6 +48,9 @@ class UpperLayersConfig(MethodConfig):
             return value
         raise UserError("must be a number of blocks, at least 1, or a share of them such as 1/2")
 
+    def frozen_blocks(self, depth: int) -> int:
+        return depth - number_of(self.layers, depth)
+
     @property
     def depth_needed(self) -> int:
         # A share of a few blocks, rounded, is no measure of the same share of many.

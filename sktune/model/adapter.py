@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from sktune import __version__
 from sktune.backbone.model_files import unreadable_safetensors
 from sktune.errors import UserError
 from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, read_json, whole, write_whole
+from sktune.model.identity import IDENTITY
 from sktune.recipe import LoadedRecipe, load_recipe_document
 from sktune.recipe.document import read_document
 from sktune.recipe.extending import KEY as EXTENDS
-
-logger = logging.getLogger(__name__)
 
 TRUST = "model.trust_remote_code"
 
@@ -33,24 +31,37 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], card: Mappi
     write_whole(folder / ADAPTER_CARD, text)
 
 
+def adapter_card(
+    model: str | None,
+    method: str,
+    task: str,
+    labels: Sequence[str] | None,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the card says of an adapter, wherever it was trained."""
+    return {
+        "model": model,
+        "method": method,
+        "task": task,
+        "labels": None if labels is None else list(labels),
+        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "metrics": dict(metrics),
+    }
+
+
 def write_adapter(
     folder: Path,
     loaded: LoadedRecipe,
     weights: Mapping[str, torch.Tensor],
     labels: Sequence[str] | None,
     metrics: Mapping[str, float],
+    belongs_to: Mapping[str, Any],
 ) -> None:
     """Writes what a run has trained, and the recipe that rebuilds the rest around it."""
     recipe = loaded.recipe
-    card = {
-        "model": recipe.model.name_or_path,
-        "method": recipe.method.name,
-        "task": recipe.task.name,
-        "labels": None if labels is None else list(labels),
-        "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
-        "metrics": dict(metrics),
-    }
-    write_weights(folder, weights, card)
+    card = adapter_card(recipe.model.name_or_path, recipe.method.name, recipe.task.name, labels, weights, metrics)
+    write_weights(folder, weights, {**card, IDENTITY: dict(belongs_to)})
     write_whole(folder / RECIPE_FILE, loaded.whole_text())
 
 
@@ -121,6 +132,16 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def refuse_other_files(file: Path) -> None:
+    """Refuses an adapter's recipe that refers to others: what a folder holds is all that is read of it.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if EXTENDS in read_document(file).mapping:
+        raise UserError(f"{file}: an adapter's recipe is whole, and this one extends other files; they are not read")
+
+
 def read_recipe(folder: Path, overrides: Sequence[str] = (), *, reads_data: bool = True) -> LoadedRecipe:
     """The recipe in an adapter's folder, changed by overrides of the caller's own.
 
@@ -133,18 +154,16 @@ def read_recipe(folder: Path, overrides: Sequence[str] = (), *, reads_data: bool
         reads_data: whether the data that the recipe names are read.
 
     Raises:
-        UserError: for a recipe that is wrong, or extends others.
+        UserError: for a recipe that is wrong, extends others, or asks for trust that no override gives.
     """
     file = folder / RECIPE_FILE
-    if EXTENDS in read_document(file).mapping:
-        raise UserError(f"{file}: an adapter's recipe is whole, and this one extends other files; they are not read")
+    refuse_other_files(file)
     unused = ("tracking.", "output.", *(() if reads_data else ("data.",)))
     loaded = load_recipe_document(file, overrides, unused)
     asked = any(override.partition("=")[0].strip() in ("model", TRUST) for override in overrides)
-    if not loaded.recipe.model.trust_remote_code or asked:
-        return loaded
-    logger.warning(
-        "%s: %s is not taken from an adapter; give %s=true on the command line where the model's own code is to run",
-        file, TRUST, TRUST,
-    )  # fmt: skip
-    return load_recipe_document(file, [*overrides, f"{TRUST}=false"], unused)
+    if loaded.recipe.model.trust_remote_code and not asked:
+        raise UserError(
+            f"{TRUST}: {folder} asks to run code of {loaded.recipe.model.name_or_path!r}, and a folder is not trusted "
+            f"with that; add {TRUST}=true if you trust the code, or =false"
+        )
+    return loaded

@@ -1,12 +1,13 @@
-"""What an adapter attached from Python belongs to: written into its card, and compared when it is loaded."""
+"""What an adapter belongs to: written into its card, and compared when it is loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone import Backbone
@@ -18,10 +19,26 @@ from sktune.tasks.config import TaskConfig
 IDENTITY = "belongs_to"
 """Key of the card."""
 
-_OF_TRAINING = ("method.dropout", "method.semantics")
-"""Settings that change what training does, not what the trained weights mean."""
-_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache")
-"""Of a model's configuration: a folder may be copied, quantized, and read with another version."""
+TOKENS = "text's token ids"
+"""Field of the texts that the method reads or starts from."""
+_OF_TRAINING = (
+    "method.dropout",
+    "method.semantics",
+    "task.head_dropout",
+    "task.label_separator",
+    "task.max_new_tokens",
+)
+"""Settings that change what training, reading or writing does, not what the trained weights mean."""
+_SAID_OTHERWISE = ("task.labels",)
+"""The labels are a field of their own, wherever they come from."""
+_WITHOUT_MEANING = frozenset(
+    {
+        *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"),
+        *("architectures", "problem_type", "id2label", "label2id", "pad_token_id", "bos_token_id", "eos_token_id"),
+        *("output_hidden_states", "output_attentions", "return_dict"),
+    }
+)
+"""Of a model's configuration: a folder may be copied, quantized, read with another version, and set for other tools."""
 
 
 def identity(
@@ -30,19 +47,40 @@ def identity(
     method: Method,
     task: TaskConfig,
     num_labels: int | None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """By field: settings of method and task, the text's token ids, and digests of configuration and vocabulary."""
-    texts = [module.input_ids for module in method.modules() if isinstance(module, PromptText)]
+    """By field: settings of method and task, labels, the text's token ids, and digests of configuration and vocabulary.
+
+    No weight is read: the model may be shared out among ranks.
+    """
+    texts = texts_of(method)
     config = {key: value for key, value in backbone.config.to_dict().items() if key not in _WITHOUT_MEANING}
     fields: dict[str, Any] = {
         **{f"method.{key}": value for key, value in method.config.model_dump(mode="json").items()},
         **{f"task.{key}": value for key, value in task.model_dump(mode="json").items()},
         "num_labels": num_labels,
-        "text's token ids": [text.flatten().tolist() for text in texts if not text.is_meta],
+        **({} if labels is None else {"labels": list(labels)}),
+        "language model": backbone.is_language_model,
+        TOKENS: [text.input_ids.flatten().tolist() for text in texts if not text.input_ids.is_meta],
         "model's configuration": digest(config),
         "tokenizer's vocabulary": digest(tokenizer.get_vocab()),
     }
-    return {field: value for field, value in fields.items() if field not in _OF_TRAINING}
+    left_out = {*_OF_TRAINING, *_SAID_OTHERWISE}
+    return {field: value for field, value in fields.items() if field not in left_out}
+
+
+def texts_of(method: Method) -> list[PromptText]:
+    """The texts that a method reads or starts from, in the order of its modules."""
+    return [module for module in method.modules() if isinstance(module, PromptText)]
+
+
+def drawn_tokens(method: Method, saved: Mapping[str, Any]) -> dict[PromptText, torch.Tensor]:
+    """Of texts whose tokens were drawn at random, the ids [1, P] that saved weights were trained with.
+
+    A text of another length has none: `compare` then says so.
+    """
+    pairs = zip(texts_of(method), saved.get(TOKENS, ()), strict=False)
+    return {text: torch.tensor([ids]) for text, ids in pairs if text.drawn and len(ids) == len(text)}
 
 
 def compare(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:

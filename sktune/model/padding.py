@@ -22,8 +22,8 @@ class RightAligned:
         self.attention_mask = attention_mask.gather(1, self.order)
 
     def forth(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[B, L] in the caller's order -> [B, L] with padding on the right."""
-        return tensor.gather(1, self.order)
+        """[B, L] or [B, L, features] in the caller's order -> the same with padding on the right."""
+        return tensor.gather(1, self.order if tensor.ndim == 2 else self.order[..., None].expand_as(tensor))
 
     def restore(self, tensor: torch.Tensor) -> torch.Tensor:
         """[B, L, features] with padding on the right -> the caller's order."""

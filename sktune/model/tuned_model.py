@@ -5,8 +5,8 @@ Both passes of SK-Tuning happen inside its forward, as ZeRO-3 requires (design f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from sktune.backbone import NOTHING, Backbone
+from sktune.backbone import Backbone, Woven
+from sktune.backbone.generation import generate
+from sktune.backbone.lower_blocks import passed_over, read_lower, release
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
-from sktune.tasks.heads import Head, TrainedHead, summed_features
+from sktune.tasks.heads import Head, LanguageHead, TrainedHead, summed_features
 
 CENTRE = "head.centre"
 """Name of the head's centre among the weights of a checkpoint; a saved adapter has it folded into the bias."""
@@ -38,12 +40,16 @@ class TunedOutput(ModelOutput):
     logits: as the head makes them: [B, L, labels] of tokens, [B, labels] of rows, [B] numbers, and for the
         language model [B, k, vocabulary] at the k positions before a target token.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
+    hidden_states: where they were asked for, the embeddings [B, L, d] of the input, then what it is after each block.
+    frozen_states: only where they were asked for, [B, L, d]: after the blocks that nothing changes, right-padded.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     row_loss: torch.Tensor | None = None
     row_count: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    frozen_states: torch.Tensor | None = None
 
 
 def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> None:
@@ -69,18 +75,14 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
 class TunedModel(nn.Module):
     """Backbone, method and head as one `nn.Module`; only the method and the head have trainable parameters."""
 
-    accepts_loss_kwargs = True
-    """Tells `transformers.Trainer` to pass `num_items_in_batch`: accumulated batches then weigh as one would."""
-
     def __init__(self, backbone: Backbone, method: Method, head: Head) -> None:
         super().__init__()
         # The backbone first: ZeRO-3 looks at the dtype of a module's first parameter, and an embedding's suits it.
         self.backbone = backbone
         self.method = method
         self.head = head
-        self.belongs_to: dict[str, Any] | None = None  # see `identity`; of a model attached from Python
-        self.detached = False
-        self._disabled = False
+        self.frozen_blocks = method.config.frozen_blocks(len(backbone.blocks))
+        self.lower_blocks_released = False
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
@@ -124,52 +126,10 @@ class TunedModel(nn.Module):
         head.set_centre(feature_sum)
         self.train(was_training)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Inside, the method adds nothing: the head, as it is trained, reads the plain model.
-
-        Raises:
-            UserError: where the model's own weights are what trains (full, top_layers).
-        """
-        if self.method.config.trains_backbone:
-            raise UserError(
-                "disable_adapter: this method trains the model's own weights, so the plain model is no longer there; "
-                "load it again"
-            )
-        before, self._disabled = self._disabled, True
-        try:
-            yield
-        finally:
-            self._disabled = before
-
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Recomputes every block in backward from now on; `transformers.Trainer` calls it.
-
-        Raises:
-            UserError: for what is not supported: `use_reentrant`, only some of the blocks, offloading.
-        """
-        settings = dict(activation_checkpointing_kwargs or {})
-        if settings.pop("use_reentrant", False) or settings or every_n_layers != 1 or offload:
-            raise UserError(
-                "activation_checkpointing_kwargs: blocks are recomputed one by one, without use_reentrant, "
-                "every_n_layers, offload or other settings; leave them out"
-            )
-        self.backbone.gradient_checkpointing = True
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
-    ) -> None:
-        """`activation_checkpointing_enable` by the name that earlier versions of transformers call."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keeps the blocks' activations from now on."""
-        self.backbone.gradient_checkpointing = False
+    def release_lower_blocks(self) -> None:
+        """Gives back the memory of the blocks that nothing changes: every input then comes with `frozen_states`."""
+        release(self.backbone, self.frozen_blocks)
+        self.lower_blocks_released = True
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all), in logical parameters also where the backbone is packed or partitioned."""
@@ -182,46 +142,91 @@ class TunedModel(nn.Module):
         trainable = sum(_logical_size(p) for p in self.parameters() if p.requires_grad)
         return trainable, sum(packed.get(id(p), _logical_size(p)) for p in self.parameters())
 
+    def woven(self) -> Woven:
+        """What the method adds to every row."""
+        added: Woven = self.method(self.backbone)
+        return added
+
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
+        """Continues texts with the tuned language model; see `sktune.backbone.generation.generate`.
+
+        Raises:
+            UserError: where the model does not answer in words of its own, and for options that cannot be.
+        """
+        if not isinstance(self.head, LanguageHead):
+            raise UserError(
+                "generate: this model answers with its head; only a language model (task causal_lm) writes texts"
+            )
+        with torch.no_grad():
+            return generate(self.backbone, self.woven(), input_ids, attention_mask, **options)
+
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         answer_positions: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
+        frozen_states: torch.Tensor | None = None,
+        only_frozen: bool = False,
     ) -> TunedOutput:
         """Reads the prompt text, weaves it in, reads the batch.
 
         Args:
-            input_ids: [B, L] int64.
+            input_ids: [B, L] int64; None with `inputs_embeds`.
             attention_mask: [B, L], 1 for real tokens, padding on either side; None: no padding.
             token_type_ids: [B, L], encoders' segments.
             labels: [B], [B, L] for tokens and language, or as the head takes them; -100 does not count, of numbers NaN.
             num_items_in_batch: what to divide the loss by; None: the labels that count in this batch.
             answer_positions: [B] int64, where the language model answers with a label's word, counted without padding.
+            inputs_embeds: [B, L, d], the tokens' embeddings, instead of `input_ids`.
+            hidden_states: filled with the input's hidden states [B, L, d]: the embeddings, then after each block, the
+                last one as the heads read it.
+            frozen_states: [B, L, d], padded on the right whatever the side of `input_ids`: go on from these, which an
+                earlier pass with `only_frozen` gave, instead of reading through the blocks that nothing changes.
+            only_frozen: read through those blocks alone and return their states.
         """
-        if self.detached:
-            raise UserError("this model was detached: attach a method again")
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        mask = given.new_ones(given.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
         aligned = RightAligned(mask)
-        woven = NOTHING if self._disabled else self.method(self.backbone)
-        embeds = self.backbone.embed(aligned.forth(input_ids))
+        woven = self.woven()
         types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": aligned.forth(token_type_ids)}
+        passing: AbstractContextManager[Any] = nullcontext()
+        if frozen_states is None:
+            assert not self.lower_blocks_released, "an input without the states of the blocks that are gone"
+            embeds = self.backbone.embed(aligned.forth(given)) if inputs_embeds is None else aligned.forth(given)
+        else:
+            embeds = self.backbone.unread(frozen_states)
+            passing = passed_over(self.backbone, frozen_states, self.frozen_blocks)
+        if only_frozen:
+            read = read_lower(self.backbone, embeds, aligned.attention_mask, woven, self.frozen_blocks, **types)
+            return TunedOutput(frozen_states=read)
         if labels is not None and self.head.per_token:
             labels = aligned.forth(labels)
         ask = self.head.asks(labels, answer_positions)
-        states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
+        if hidden_states is not None:
+            ask = {**ask, "hidden_states": hidden_states}
+        with passing:
+            states = self.backbone.read(embeds, aligned.attention_mask, woven, **ask, **types)
+        if hidden_states is not None:
+            hidden_states[:] = map(aligned.restore, hidden_states)
         scored = self.head(states, aligned.attention_mask, labels, ask)
         logits = scored.logits
         # A language model's logits at chosen positions stay as they are.
-        if self.head.per_token and logits.shape[1] == input_ids.shape[1]:
+        if self.head.per_token and logits.shape[1] == mask.shape[1]:
             logits = aligned.restore(logits)
-        output = TunedOutput(logits=logits, row_loss=scored.row_loss, row_count=scored.row_count)
+        loss = None
         if labels is not None:
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            output.loss = scored.loss_sum / count
-        return output
+            loss = scored.loss_sum / count
+        kept = None if hidden_states is None else tuple(hidden_states)
+        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
 
 
 def _logical_size(parameter: nn.Parameter) -> int:
@@ -229,7 +234,7 @@ def _logical_size(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return int(getattr(parameter, "ds_numel", getattr(parameter, "released_elements", parameter.numel())))
 
 
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:

@@ -11,6 +11,7 @@ from sktune.recipe.loading import (
     flatten,
     load_recipe,
     load_recipe_document,
+    load_sections,
     parse_recipe,
     validate_files,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "flatten",
     "load_recipe",
     "load_recipe_document",
+    "load_sections",
     "parse_recipe",
     "validate_files",
 ]

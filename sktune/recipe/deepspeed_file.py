@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from sktune.errors import UserError
 
+PRESETS = ("zero3", "zero3_offload", "zero2")
 LARGEST_FILE = 2**20
 
 KEYS = frozenset(
@@ -57,7 +58,7 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
-        _refuse(path, "there is no such file")
+        _refuse(path, f"no file {str(path)!r}; allowed: {', '.join(PRESETS)}, null, or a JSON file")
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror}")
     if len(raw) > LARGEST_FILE:

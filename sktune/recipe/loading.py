@@ -18,7 +18,8 @@ from sktune.recipe.errors import RecipeError, Written
 from sktune.recipe.extending import read_extended
 from sktune.recipe.overrides import apply_overrides
 from sktune.recipe.recipe import Recipe
-from sktune.recipe.validation import check
+from sktune.recipe.validation import check, check_sections
+from sktune.sections import Section
 from sktune.terminal import complain, say
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,24 @@ def load_recipe_document(
         values = {key: value for key, value in values.items() if key != "compare"}
     recipe = _checked(values, written, [*document.problems, *problems, *unresolved], idle)
     return LoadedRecipe(recipe, mapping, source)
+
+
+def load_sections(path: str | Path, names: Sequence[str], *, lenient: bool = False) -> dict[str, Section]:
+    """Some sections of a recipe file, each checked by itself; what else the file says is not looked at.
+
+    `lenient`: a `${NAME}` that is not set stays as it is written.
+
+    Raises:
+        RecipeError: With every problem of these sections.
+    """
+    document = read_extended(Path(path))
+    mapping = {name: section for name, section in document.mapping.items() if name in names}
+    values, unresolved = substitute(mapping, os.environ)
+    sections, problems = check_sections(values, names)
+    if problems := [*([] if lenient else unresolved), *problems]:
+        written = Written(str(path), mapping, document.places)
+        raise RecipeError(str(path), [written.locate(problem) for problem in problems])
+    return sections
 
 
 def parse_recipe(mapping: Mapping[str, Any], source: str = "<python>") -> Recipe:

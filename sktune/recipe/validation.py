@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -29,21 +29,30 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """
     mapping = {str(key): section for key, section in mapping.items()}
     problems = [_unknown_section(key) for key in mapping if key not in SECTIONS]
-    given: dict[str, Section] = {}
+    sections, found = check_sections(mapping, tuple(Recipe.model_fields))
+    problems += found
+    given = {name: section for name, section in sections.items() if name in mapping}
+    problems += broken_rules(sections)
+    problems += _compared_methods(sections.get("compare"), mapping.get("method"))
+    return (Recipe(**given) if all(problem.idle for problem in problems) else None), problems
+
+
+def check_sections(mapping: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Section], list[Problem]]:
+    """Some sections of a recipe, each by itself: those that are right, and what is wrong with the others."""
     sections: dict[str, Section] = {}
-    for name, info in Recipe.model_fields.items():
+    problems: list[Problem] = []
+    for name in names:
+        info = Recipe.model_fields[name]
         if name in mapping:
             section, found = _check_section(name, {} if mapping[name] is None else mapping[name])
             problems += found
             if section is not None and not found:
-                given[name] = sections[name] = section
+                sections[name] = section
         elif info.is_required():
             problems.append(_missing_section(name))
         else:
             sections[name] = info.get_default(call_default_factory=True)
-    problems += broken_rules(sections)
-    problems += _compared_methods(sections.get("compare"), mapping.get("method"))
-    return (Recipe(**given) if all(problem.idle for problem in problems) else None), problems
+    return sections, problems
 
 
 def _compared_methods(compare: Section | None, own: Any) -> list[Problem]:

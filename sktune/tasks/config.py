@@ -34,6 +34,8 @@ class TaskConfig(Section):
     """The model is loaded with its language-model head."""
     one_label_per_text: ClassVar[bool] = False
     """Each text (or pair) has one label of a set, which a template can ask for in words."""
+    problem_type: ClassVar[str | None] = None
+    """What transformers calls it in a model's configuration, where it has a name for it."""
     assumed_labels: ClassVar[int] = 1
     """How many labels `sktune plan` counts where the recipe does not list them."""
 
@@ -51,6 +53,11 @@ class TaskConfig(Section):
     def given_labels(self) -> tuple[str, ...] | None:
         """The label set in order, where the recipe gives it."""
         return None
+
+    @property
+    def columns_to_name(self) -> dict[str, str]:
+        """Fields of `data` without a default that it needs, each with a usual name of the column."""
+        return {}
 
     @property
     def new_tokens(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sktune.errors import UserError
+from sktune.tracking import names
 from sktune.tracking.names import sanitise_name
 from sktune.tracking.uri import sqlite_path
 
@@ -24,7 +25,9 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location(name, uri))
+            return client.create_experiment(
+                name, artifact_location(name, uri), {names.EXPERIMENT_KIND_TAG: names.TRAINING}
+            )
         except MlflowException as error:  # another run was a moment faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:

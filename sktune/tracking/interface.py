@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from sktune.tracking.record import DatasetEntry
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -25,6 +27,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Attach a file or a folder, below `folder` in the run's artifacts."""
 
+    def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None:
+        """Say what the run reads."""
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or change tags."""
 
@@ -42,6 +47,8 @@ class NullTracker:
     def log_summary(self, summary: Mapping[str, Any]) -> None: ...
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None: ...
+
+    def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None: ...
 
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 

@@ -30,6 +30,10 @@ GPUS_TAG = "host.gpus"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 SOURCE_NAME_TAG = "mlflow.source.name"
 USER_TAG = "mlflow.user"
+DESCRIPTION_TAG = "mlflow.note.content"
+# Of an experiment: its page then opens on runs and charts, not on traces of calls.
+EXPERIMENT_KIND_TAG = "mlflow.experimentKind"
+TRAINING = "custom_model_development"
 
 # Of the runs of a comparison (sktune.comparison).
 PARENT_RUN_TAG = "mlflow.parentRunId"

@@ -42,6 +42,25 @@ class ArtifactEntry:
     sent: bool = False
 
 
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A split that the run reads.
+
+    name: of the data set and split.
+    digest: of its examples as they were read; at most 36 characters.
+    context: `training`, `validation` or `test`.
+    source_type, source: where it came from, in the words of MLflow's kinds of sources; the source is JSON.
+    rows: of examples.
+    """
+
+    name: str
+    digest: str
+    context: str
+    source_type: str
+    source: str
+    rows: int
+
+
 @dataclass
 class RunState:
     """`tracking/run.json`: what is needed to make or continue the MLflow run."""
@@ -57,6 +76,7 @@ class RunState:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[ArtifactEntry] = field(default_factory=list)
+    datasets: list[DatasetEntry] = field(default_factory=list)
 
 
 class Record:
@@ -106,6 +126,7 @@ class Record:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["artifacts"] = [ArtifactEntry(**entry) for entry in values["artifacts"]]
+            values["datasets"] = [DatasetEntry(**entry) for entry in values.get("datasets", ())]
             return cls(output_dir, RunState(**values))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; give the output.dir of a run that sktune has started.") from None

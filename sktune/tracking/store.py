@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import deque
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sktune.errors import named_line
 from sktune.tracking import names
 from sktune.tracking.experiment import experiment_id
-from sktune.tracking.record import RUNNING, Point, Record, last_steps
+from sktune.tracking.record import RUNNING, DatasetEntry, Point, Record, last_steps
 from sktune.tracking.uri import is_refusal, open_client
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class MlflowRun:
         self.sent_steps: dict[str, int] = {}
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._datasets: set[DatasetEntry] = set()
         self._ended = False
         self._refused: set[str] = set()
         self._artifacts_lost = False
@@ -70,6 +72,7 @@ class MlflowRun:
         run_id, state = self.record.run_id, self.record.state
         self._send_params(run_id)
         self._send_tags(run_id)
+        self._send_datasets(run_id)
         self._nest(run_id)
         self._send_points(run_id)
         if state.status != RUNNING and not self._ended:
@@ -199,6 +202,22 @@ class MlflowRun:
         for batch in _batches(missing.items(), names.MAX_PARAMS_PER_BATCH):
             self._log_batch(run_id, "tags", tags=[RunTag(k, v) for k, v in batch])
             self._tags.update(batch)
+
+    def _send_datasets(self, run_id: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        missing = [entry for entry in self.record.state.datasets if entry not in self._datasets]
+        if missing:  # MLflow keeps one of those that are the same
+            inputs = [
+                DatasetInput(
+                    Dataset(e.name, e.digest, e.source_type, e.source, profile=json.dumps({"num_rows": e.rows})),
+                    [InputTag(MLFLOW_DATASET_CONTEXT, e.context)],
+                )
+                for e in missing
+            ]
+            self._client.log_inputs(run_id, inputs)
+            self._datasets.update(missing)
 
     def _send_points(self, run_id: str) -> None:
         from mlflow.entities import Metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sktune.errors import UserError, hide_password
 from sktune.files import METRICS_FILE
 from sktune.tracking import names
 from sktune.tracking.interface import Status
-from sktune.tracking.record import RUNNING, Record, last_steps, now
+from sktune.tracking.record import RUNNING, DatasetEntry, Record, last_steps, now
 from sktune.tracking.store import ArtifactStoreError, MlflowRun
 from sktune.tracking.uri import first_line, is_refusal, sqlite_path
 
@@ -83,6 +83,12 @@ class RunTracker:
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Attach a file or folder; it is read again at a later upload, so it must stay where it is."""
         self._record.add_artifact(Path(path), folder)
+        self._record.save()
+        self._send()
+
+    def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None:
+        """Say what the run reads; a resumed run says it again."""
+        self._record.state.datasets = list(datasets)
         self._record.save()
         self._send()
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 
-from sktune.data import Row
+from sktune.data import RawSplits, Row
+from sktune.data.files import local_folder
 from sktune.errors import UserError
 from sktune.model.identity import digest
+from sktune.sections import DataSection
+from sktune.tracking.record import DatasetEntry
 from sktune.training.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,29 @@ def fingerprint(setup: Setup, train: Sequence[Row] | None, validation: Sequence[
         "train": _digest_of_rows(train or ()),
         "validation": _digest_of_rows(validation or ()),
     }
+
+
+def datasets(data: DataSection, raw: RawSplits) -> list[DatasetEntry]:
+    """The splits of a run as MLflow keeps them: where each is from, and a digest of its examples."""
+    folder = local_folder(data)
+    found: list[DatasetEntry] = []
+    for split, context in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        examples, named = getattr(raw, split), getattr(data, split)
+        if examples is None:
+            continue
+        digests = hashlib.sha256()
+        for example in examples:
+            digests.update(digest((example.text, example.text_pair, example.words, example.reference)).encode())
+        if folder is None:
+            source_type = "hugging_face"
+            source = {"path": data.path, "config_name": data.name, "split": named, "revision": data.revision}
+        else:
+            source_type, source = "local", {"uri": str(folder.absolute() / named)}
+        name = f"{data.path}/{named}" if data.name is None else f"{data.path}/{data.name}/{named}"
+        found.append(
+            DatasetEntry(name[-500:], digests.hexdigest()[:16], context, source_type, json.dumps(source), len(examples))
+        )
+    return found
 
 
 def compare(before: Mapping[str, str], now: Mapping[str, str], checkpoint: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -67,6 +68,14 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # elsewhere a process has one peak for its whole life
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """This rank's bytes at this moment: the process's resident memory, and the GPU's allocated."""
+    used = {"resident_bytes": float(psutil.Process().memory_info().rss)}
+    if device.type == "cuda":
+        used["gpu_allocated_bytes"] = float(torch.cuda.memory_allocated(device))
+    return used
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -21,6 +21,7 @@ from sktune.files import (
     EVALUATION_FOLDER,
     F1_FIGURE_FILE,
     FIGURES_FOLDER,
+    FROZEN_STATES_FOLDER,
     METRICS_FILE,
     PREDICTIONS_FOLDER,
     RECIPE_FILE,
@@ -45,6 +46,7 @@ CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "da
 _OF_A_RUN = (
     *(METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE, TRACKING_STATE_FILE, TRACKING_RECIPE_FILE),
     f"{CHECKPOINTS_FOLDER}/step-*",
+    *(f"{FROZEN_STATES_FOLDER}/{split}-*" for split in ("train", "validation", "test")),
     *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CARD, RECIPE_FILE)),
     f"{PREDICTIONS_FOLDER}/{TEST_PREDICTIONS_FILE}",
     *(f"{FIGURES_FOLDER}/{name}" for name in (F1_FIGURE_FILE, CONFUSION_FIGURE_FILE)),

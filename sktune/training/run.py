@@ -27,13 +27,14 @@ from sktune.tasks.task import Scores
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs
-from sktune.training.fingerprint import compare, fingerprint
+from sktune.training.fingerprint import compare, datasets, fingerprint
+from sktune.training.frozen_states import forget_frozen_states, keep_frozen_states
 from sktune.training.head_start import set_centre, set_prior
-from sktune.training.meters import ThroughputMeter, frozen_bytes, peak_memory, reset_peak_memory
+from sktune.training.meters import ThroughputMeter, frozen_bytes, memory_in_use, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
 from sktune.training.report import decisions, log_results, summarize
 from sktune.training.setup import Setup, build_engine, prepare
-from sktune.training.steps import Steps
+from sktune.training.steps import Steps, epochs
 from sktune.training.stopping import Stopped, decide, deferred, votes
 from sktune.training.tracked import tracked
 
@@ -84,6 +85,12 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         if checkpoint:
             compare(progress.read, read, str(checkpoint))
         progress.read = read
+        if ranks.is_main:
+            tracker.log_datasets(datasets(recipe.data, setup.raw))
+        test_rows = setup.encode_for_scoring(setup.raw.test, "test")
+        splits = {"train": rows, "validation": validation, "test": test_rows}
+        splits = keep_frozen_states(setup, engine, splits, ranks, epochs(setup.recipe.training, rows, ranks))
+        rows, validation, test_rows = (splits[name] for name in ("train", "validation", "test"))
         steps = None if rows is None else Steps(setup, rows, ranks)
         total = 0 if steps is None else steps.total
         if steps is not None:
@@ -149,13 +156,13 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         final_weights = fold_centre(engine.weights())
         if setup.model.constants():
             engine.load_weights(final_weights)  # what is scored is what is saved
-        test_rows = setup.encode_for_scoring(setup.raw.test, "test")
         test = None if test_rows is None else evaluate(setup, engine, test_rows, ranks)
         with deferred():  # what has come this far is completed
             summary = summarize(setup, ranks, progress, meter, test, at_rest)
             summary[names.WALL_SECONDS] = time.time() - started
             summary[names.ADAPTER_BYTES] = sum(value.numel() * value.element_size() for value in final_weights.values())
             ranks.on_main(partial(_keep_results, loaded, tracker, setup, final_weights, test, summary))
+            forget_frozen_states(recipe, ranks)
             tracker.finish("FINISHED")
             ranks.barrier()
         return summary
@@ -238,6 +245,7 @@ def _log_step(
             names.GRADIENT_NORM: norm,
             names.EPOCH: epoch,
             **{names.speed(name): value for name, value in rates.items()},
+            **{names.memory(name): value for name, value in memory_in_use(meter.ranks.device).items()},
         },
         step,
     )
@@ -269,6 +277,6 @@ def _keep_results(
     output_dir = Path(loaded.recipe.output.dir)
     scores = (names.of_split("validation"), names.of_split("test"))
     metrics = {key: value for key, value in summary.items() if key.startswith(scores)}
-    write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics)
+    write_adapter(output_dir / ADAPTER_FOLDER, loaded, weights, setup.labels, metrics, setup.belongs_to())
     write_whole(output_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
     log_results(tracker, output_dir, setup, test, summary)

@@ -23,6 +23,7 @@ from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.methods.method import Frame, build_method, reframed
+from sktune.model.identity import identity
 from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.recipe import Recipe
 from sktune.tasks.heads import LabelWordHead
@@ -50,6 +51,12 @@ class Setup:
     def metric(self) -> str:
         """The validation metric that the best checkpoint is chosen by."""
         return self.recipe.training.metric_for_best_model or self.recipe.task.metrics()[0]
+
+    def belongs_to(self) -> dict[str, Any]:
+        """What the trained weights belong to, as an adapter's card says it."""
+        model, task = self.model, self.recipe.task
+        count = len(self.labels) if self.labels is not None and task.has_head else None
+        return identity(model.backbone, self.tokenizer, model.method, task, count, self.labels)
 
     def encode(self, examples: Sequence[Example], split: str, scoring: bool = False) -> EncodedSplit:
         """Rows of a split, encoded as this run's method and model read them."""

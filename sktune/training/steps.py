@@ -27,6 +27,14 @@ def total_steps(training: TrainingSection, per_epoch: int) -> int:
     return math.ceil(training.num_train_epochs * per_epoch) if training.max_steps is None else training.max_steps
 
 
+def epochs(training: TrainingSection, rows: Sequence[Row] | None, ranks: Ranks) -> float:
+    """How often a run reads its training rows."""
+    if not rows:
+        return 0.0
+    per_epoch = math.ceil(len(rows) / global_batch_size(training, ranks.world_size))
+    return total_steps(training, per_epoch) / per_epoch
+
+
 class Steps:
     """What each optimizer step reads.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from sktune.distributed.ranks import Ranks
@@ -40,6 +41,17 @@ def run_tags(recipe: Recipe, ranks: Ranks) -> dict[str, str]:
     }
 
 
+def description(loaded: LoadedRecipe) -> dict[str, str]:
+    """The tag that MLflow shows as the run's description: the comment that opens the recipe's file."""
+    try:
+        lines = loaded.source.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    header = list(takewhile(lambda line: line.startswith("#"), lines))
+    text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in header).strip()
+    return {names.DESCRIPTION_TAG: text} if text else {}
+
+
 @contextmanager
 def tracked(loaded: LoadedRecipe, ranks: Ranks, run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracker]:
     """Starts the run's tracking, or continues that of `run_id`; see `ended`.
@@ -51,7 +63,7 @@ def tracked(loaded: LoadedRecipe, ranks: Ranks, run_id: str | None, tags: Mappin
         start_tracking,
         loaded.recipe.tracking,
         recipe_params=loaded.loggable(),
-        tags={**run_tags(loaded.recipe, ranks), **tags},
+        tags={**run_tags(loaded.recipe, ranks), **description(loaded), **tags},
         run_name=run_name(loaded.recipe),
         run_id=run_id,
         output_dir=Path(loaded.recipe.output.dir),

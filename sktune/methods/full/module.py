@@ -11,8 +11,9 @@ from sktune.methods.unfrozen import train_in_fp32
 
 
 class FullFineTuning(Method):
-    """All of the model trains, the token embeddings and the language model's head included."""
+    """All of the model trains, the token embeddings and the language model's head included; not what nothing reads."""
 
     def __init__(self, config: FullFineTuningConfig, backbone: Backbone, *_: Any) -> None:
         super().__init__()
-        train_in_fp32(backbone, backbone.model.parameters())
+        unread = set(map(id, backbone.unread_parameters()))
+        train_in_fp32(backbone, (p for p in backbone.model.parameters() if id(p) not in unread))

@@ -15,6 +15,9 @@ class HeadOnlyConfig(MethodConfig):
 
     trains: ClassVar[bool] = False
 
+    def frozen_blocks(self, depth: int) -> int:
+        return depth
+
     @classmethod
     def unread(cls, training: TrainingSection) -> frozenset[str]:
         return frozenset() if training.head_learning_rate is None else frozenset({"training.learning_rate"})

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sktune.methods.upper_layers import UpperLayersConfig
+from sktune.methods.upper_layers import UpperLayersConfig, number_of
+
+UNTOUCHED = 2
+"""Lowest layers left alone unless the recipe says how many take part, as in the paper (30 of 32)."""
 
 
 class LlamaAdapterConfig(UpperLayersConfig):
@@ -18,3 +21,10 @@ class LlamaAdapterConfig(UpperLayersConfig):
         None,
         description="How many of the upper blocks take part, or a share such as 1/2; null: all but the lowest two.",
     )
+
+    def taking_part(self, depth: int) -> int:
+        """How many of a model's `depth` blocks take part."""
+        return max(1, depth - UNTOUCHED) if self.layers is None else number_of(self.layers, depth)
+
+    def frozen_blocks(self, depth: int) -> int:
+        return depth - self.taking_part(depth)

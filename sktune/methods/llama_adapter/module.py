@@ -15,10 +15,6 @@ from sktune.errors import UserError
 from sktune.methods.llama_adapter.config import LlamaAdapterConfig
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
-from sktune.methods.upper_layers import number_of
-
-UNTOUCHED = 2
-"""Lowest layers left alone unless the recipe says how many take part, as in the paper (30 of 32)."""
 
 
 class LlamaAdapter(Method):
@@ -32,7 +28,7 @@ class LlamaAdapter(Method):
     ) -> None:
         super().__init__()
         depth = backbone.config.num_hidden_layers
-        count = max(1, depth - UNTOUCHED) if config.layers is None else number_of(config.layers, depth)
+        count = config.taking_part(depth)
         if backbone.uses_cache_for_prefix:
             raise UserError(_not_available(backbone))
         backbone.use_prefix_attention()

@@ -35,6 +35,8 @@ class PTuningConfig(MethodConfig):
             why, cure = "there is no template", "write method.template."
             yield from idle("method", self, ("anchors",) if self.anchors else (), why, cure)
         else:
+            if not self.template.strip():
+                yield Problem("method.template", "is blank", "a text", "write one, or leave it out.")
             why, cure = "the template's tokens are counted", "leave method.template out."
             yield from idle("method", self, ("num_virtual_tokens",), why, cure)
         if self.encoder == "mlp":

@@ -44,7 +44,8 @@ class PromptTuning(Method):
         else:
             ids = _start(config, backbone, tokenizer, labels)
             chosen = list(islice(cycle(ids), length or len(ids)))
-            self.tokens = PromptText(chosen, backbone.hidden_size, trainable=True)
+            drawn = config.init == "vocabulary"
+            self.tokens = PromptText(chosen, backbone.hidden_size, trainable=True, drawn=drawn)
         self.positions = length or (DEFAULT_LENGTH if self.tokens is None else len(self.tokens))
 
     def weave(self, backbone: Backbone) -> Woven:

@@ -26,6 +26,10 @@ class SKPrefixConfig(UpperLayersConfig, SemanticConfig):
         "identity": (*SemanticConfig.without_effect["identity"], "shared"),
     }
 
+    def frozen_blocks(self, depth: int) -> int:
+        # The text that is read at every step is read through all blocks.
+        return super().frozen_blocks(depth) if self.semantics == "cached" else 0
+
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(task, data)
         if self.layers is not None and self.trainable_text:

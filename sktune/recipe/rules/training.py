@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sktune.errors import Problem, UserError
-from sktune.recipe.deepspeed_file import read_deepspeed_file
+from sktune.methods.config import MethodConfig
+from sktune.methods.upper_layers import ANY_DEPTH
+from sktune.recipe.deepspeed_file import PRESETS, read_deepspeed_file
 from sktune.sections import DataSection, DistributedSection, OutputSection, TrainingSection, idle
 from sktune.tasks.config import TaskConfig
 
-DEEPSPEED_PRESETS = ("zero3", "zero3_offload", "zero2")
+DEEPSPEED_PRESETS = PRESETS
 
 
 def best_metric_is_one_of_the_task(training: TrainingSection, task: TaskConfig) -> Iterator[Problem]:
@@ -54,6 +56,19 @@ def head_rate_needs_a_head(training: TrainingSection, task: TaskConfig) -> Itera
     if not task.has_head and training.head_learning_rate is not None:
         why = f"{task.name} has no head"
         yield from idle("training", training, ("head_learning_rate",), why, "choose a task with a head.")
+
+
+def states_are_kept_where_something_is_frozen(training: TrainingSection, method: MethodConfig) -> Iterator[Problem]:
+    if training.frozen_states in ("memory", "disk") and method.frozen_blocks(ANY_DEPTH) == 0:
+        yield Problem(
+            "training.frozen_states",
+            f"{method.name} as it is set changes what every block reads, so no states stay the same",
+            "off or auto; memory and disk with method.layers or head_only, and with semantics: cached",
+            "set method.layers (1/2, for example), or training.frozen_states: off.",
+        )
+    if training.frozen_states not in ("disk", "auto"):
+        why = f"frozen_states is {training.frozen_states}"
+        yield from idle("training", training, ("frozen_states_dir",), why, "set training.frozen_states: disk.")
 
 
 def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator[Problem]:
@@ -123,6 +138,7 @@ RULES = (
     threshold_needs_patience,
     warmup_fits_into_training,
     head_rate_needs_a_head,
+    states_are_kept_where_something_is_frozen,
     deepspeed_is_a_preset_or_a_file,
     sharding_is_up_to_zero3,
     output_has_a_name,

@@ -35,6 +35,10 @@ class CausalLMConfig(LabelledConfig):
         return tuple(self.label_words) if self.labels is None and self.label_words is not None else self.labels
 
     @property
+    def columns_to_name(self) -> dict[str, str]:
+        return {"target_column": "target"} if self.label_words is None else {}
+
+    @property
     def new_tokens(self) -> int:
         return self.max_new_tokens if self.label_words is None else 0
 

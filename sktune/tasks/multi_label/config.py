@@ -19,6 +19,7 @@ class MultiLabelConfig(LabelledConfig, PooledConfig):
         description="What separates the labels of a text where data.label_column holds no list: `joy|surprise`.",
     )
 
+    problem_type: ClassVar[str | None] = "multi_label_classification"
     assumed_labels: ClassVar[int] = 8
 
     def metrics(self) -> tuple[str, ...]:

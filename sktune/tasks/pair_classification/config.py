@@ -16,7 +16,12 @@ class PairClassificationConfig(LabelledConfig, PooledConfig):
     name: Literal["pair_classification"] = "pair_classification"
 
     one_label_per_text: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = "single_label_classification"
     assumed_labels: ClassVar[int] = 3  # NLI's
+
+    @property
+    def columns_to_name(self) -> dict[str, str]:
+        return {"text_pair_column": "text_pair"}
 
     def metrics(self) -> tuple[str, ...]:
         return class_metric_names(self.labels)

@@ -13,6 +13,7 @@ class RegressionConfig(PooledConfig):
     name: Literal["regression"] = "regression"
 
     reads_numbers: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = "regression"
 
     def metrics(self) -> tuple[str, ...]:
         return ("spearman", "pearson", "mse", "loss")

@@ -13,6 +13,7 @@ class SequenceClassificationConfig(LabelledConfig, PooledConfig):
     name: Literal["sequence_classification"] = "sequence_classification"
 
     one_label_per_text: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = "single_label_classification"
 
     def metrics(self) -> tuple[str, ...]:
         return class_metric_names(self.labels)

@@ -1,0 +1,113 @@
+"""The lower blocks of a frozen model: read for the states they end with, and passed over where those are kept.
+
+Where nothing below block K trains, the states of an input after block K are constants of the model (docs/depth.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sktune.backbone.architecture import place_of_blocks
+from sktune.backbone.frozen import Backbone
+from sktune.backbone.weaving import Woven, attribute
+
+
+@contextmanager
+def recorded(backbone: Backbone, module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """A list that grows by the states [B, L, d] that a block, or the whole base, gives in every pass inside."""
+    found: list[torch.Tensor] = []
+
+    is_block = module is not backbone.base
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if is_block:
+            backbone.blocks_give_tuples = isinstance(output, tuple)
+        found.append(output if isinstance(output, torch.Tensor) else output[0])
+
+    hook = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def read_lower(
+    backbone: Backbone,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    woven: Woven,
+    count: int,
+    **types: Any,
+) -> torch.Tensor:
+    """States [B, L, d] after the first `count` blocks, in the backbone's dtype; the blocks above are not run.
+
+    Args:
+        backbone: the frozen model.
+        inputs_embeds: [B, L, d], right-padded.
+        attention_mask: [B, L], 1 for real tokens.
+        woven: of all blocks; a prefix is what the lower blocks see too.
+        count: at least 1.
+        types: `token_type_ids` [B, L], an encoder's segments.
+    """
+    assert woven.prompt is None, "a prompt in front of the input trains below every block"
+    prefix = woven.prefix
+    if prefix is not None:
+        lower = _modules_of(backbone, count)
+        prefix = [layer for layer in prefix if layer[0] in lower]
+    last = backbone.blocks[count - 1]
+    with recorded(backbone, last) as found, backbone.only_first_blocks(count), backbone.without_checkpointing():
+        backbone.read(inputs_embeds, attention_mask, Woven(prefix=prefix), **types)
+    return found[-1]
+
+
+@contextmanager
+def passed_over(backbone: Backbone, states: torch.Tensor, count: int) -> Iterator[None]:
+    """Inside, the first `count` blocks are not run: what comes out of them is `states`.
+
+    The list of blocks stays as it is, since families look up by a block's place in it what kind of attention it has.
+
+    Args:
+        backbone: the frozen model.
+        states: [B, L, d] after those blocks.
+        count: at least 1; what such a block gives was seen before (`recorded`).
+    """
+    assert backbone.blocks_give_tuples is not None
+
+    def given(*_: Any, **__: Any) -> Any:
+        return (states,) if backbone.blocks_give_tuples else states
+
+    with ExitStack() as stack:
+        for block in list(backbone.blocks)[:count]:
+            stack.enter_context(attribute(block, "forward", given))
+        yield
+
+
+def release(backbone: Backbone, count: int) -> None:
+    """Gives back the memory of the first `count` blocks and of the token embeddings; they cannot be used any more.
+
+    Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go, but for the
+    parameters that DeepSpeed keeps whole on every rank (norms, biases).
+    """
+    head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
+    needed = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    for module in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
+        for parameter in module.parameters():
+            if id(parameter) in needed or getattr(parameter, "ds_persist", False):
+                continue
+            share = getattr(parameter, "ds_tensor", None)
+            parameter.released_elements = parameter.numel()  # type: ignore[attr-defined]
+            for tensor in (parameter, share):
+                if tensor is not None:
+                    tensor.data = tensor.data.new_empty(0)
+
+
+def _modules_of(backbone: Backbone, count: int) -> set[str]:
+    """Names in the model of the modules inside its first blocks."""
+    parent, name = place_of_blocks(backbone.base)
+    lower = {id(part) for block in list(getattr(parent, name))[:count] for part in block.modules()}
+    return {path for path, module in backbone.model.named_modules() if id(module) in lower}

@@ -1,0 +1,258 @@
+"""`training.frozen_states`: the blocks below `method.layers` read once for each example, then neither run nor held."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_upper_layers import FIELDS
+from tiny_models import CONFIGS, DEPTH, batch, perturb, tiny_backbone, tiny_tokenizer
+from training_fixtures import (
+    BITS,
+    NF4_IN_BF16,
+    TASKS,
+    TWO_BY_TWO,
+    Sections,
+    SeveralRanks,
+    Workshop,
+    assert_close_run,
+    assert_same_run,
+    cut_back,
+    merged,
+    run_jobs,
+)
+
+from sktune.methods import METHODS
+from sktune.methods.method import build_method
+from sktune.model.tuned_model import TunedModel
+from sktune.recipe import RecipeError
+from sktune.tasks.heads import SequenceHead
+from sktune.training import state_files
+
+UPPER: Sections = {"method": {"layers": 1}}
+IN_MEMORY: Sections = {**UPPER, "training": {"frozen_states": "memory"}}
+ON_DISK: Sections = {**UPPER, "training": {"frozen_states": "disk"}}
+HEAD_ONLY: Sections = {"method": {"name": "head_only", "text": ..., "rank": ...}}
+
+
+# -- the model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", [*FIELDS, "head_only"])
+def test_from_kept_states_a_model_gives_the_same_logits_and_gradients(family: str, name: str) -> None:
+    torch.manual_seed(0)
+    fields = {} if name == "head_only" else {"layers": 1, **FIELDS[name]}
+    backbone = tiny_backbone(family, checkpointing=name == "sk_prefix")
+    try:
+        method = build_method(METHODS.config(name)(**fields), backbone, tiny_tokenizer())
+        method(backbone)
+    except ValueError as error:
+        pytest.skip(str(error))
+    model = TunedModel(backbone, method, SequenceHead(backbone.hidden_size, 2, "last")).train()
+    perturb(model.method)
+    perturb(model.head)
+    ids, mask = batch()
+    labels = torch.arange(len(ids)) % 2
+    with torch.no_grad():
+        states = model(ids, mask, only_frozen=True).frozen_states
+
+    def read(**kept: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        model.zero_grad()
+        output = model(ids, mask, labels=labels, **kept)
+        output.loss.backward()
+        return output.logits, {name: p.grad for name, p in model.trainable_parameters().items()}
+
+    (logits, gradients), (from_states, from_them) = read(), read(frozen_states=states)
+    assert torch.equal(logits, from_states)
+    assert all(torch.equal(gradient, from_them[name]) for name, gradient in gradients.items() if gradient is not None)
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("mode", [IN_MEMORY, ON_DISK], ids=["memory", "disk"])
+def test_a_run_is_the_same_and_holds_the_upper_blocks_alone(workshop: Workshop, task: str, mode: Sections) -> None:
+    plain = workshop.train("plain", TASKS[task], UPPER)
+    kept = workshop.train("kept", TASKS[task], mode)
+    assert_close_run(workshop.output("plain"), workshop.output("kept"))
+    assert kept["memory/frozen_bytes"] < 0.7 * plain["memory/frozen_bytes"]
+    assert kept["all_parameters"] == plain["all_parameters"]
+    assert not (workshop.output("kept") / "frozen_states").exists()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
+def test_packed_models_and_left_padding(workshop: Workshop, bits: str, changes: Sections) -> None:
+    common: Sections = {"quantization": BITS[bits], "data": {"padding_side": "left"}}
+    workshop.train("plain", changes, common)
+    workshop.train("kept", changes, common, {"training": {"frozen_states": "memory"}})
+    assert_close_run(workshop.output("plain"), workshop.output("kept"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    for mode in (IN_MEMORY, ON_DISK):
+        name = mode["training"]["frozen_states"]
+        workshop.train(name, mode)
+        cut_back(workshop.output(name), 4, workshop.output(f"{name}-resumed"))
+        workshop.train(f"{name}-resumed", mode, {"training": {"resume": "auto"}})
+        assert_same_run(workshop.output(name), workshop.output(f"{name}-resumed"))
+
+
+@pytest.fixture
+def shared(workshop: Workshop, tmp_path: Path) -> Sections:
+    """States on disk for whoever can use them."""
+    return merged(ON_DISK, {"training": {"frozen_states_dir": str(tmp_path / "shared")}})
+
+
+def files_of(shared: Sections) -> set[Path]:
+    return set(Path(shared["training"]["frozen_states_dir"]).glob("*.states"))
+
+
+def test_other_runs_read_what_is_there(workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture) -> None:
+    workshop.train("first", shared)
+    made = files_of(shared)
+    assert len(made) == 3
+    with caplog.at_level(logging.INFO):
+        workshop.train("second", shared, {"training": {"learning_rate": 1e-3, "seed": 7}})
+    assert caplog.text.count("read from") == 3
+    assert files_of(shared) == made
+    workshop.train("alone", IN_MEMORY, {"training": {"learning_rate": 1e-3, "seed": 7}})
+    assert_same_run(workshop.output("alone"), workshop.output("second"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"method": {"text": "w1 w2 w3"}}, 3),
+        ({"method": {"layers": 2}}, 3),
+        ({"quantization": {"load_in_4bit": True}}, 3),
+        ({"data": {"max_train_samples": 5}}, 1),
+        ({"data": {"max_length": 4}}, 3),
+    ],
+    ids=str,
+)
+def test_what_is_there_is_not_used_for_another_text_depth_model_or_data(
+    workshop: Workshop, shared: Sections, changes: Sections, new: int
+) -> None:
+    workshop.train("first", shared)
+    before = files_of(shared)
+    workshop.train("second", shared, changes)
+    assert len(files_of(shared) - before) == new
+    workshop.train("alone", IN_MEMORY, changes)
+    assert_same_run(workshop.output("alone"), workshop.output("second"))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "its end", "its seal"])
+def test_a_damaged_file_is_named_and_made_again(
+    workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    workshop.train("first", shared)
+    file = min(files_of(shared))
+    good = file.read_bytes()
+    if damage == "a bit":
+        file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    elif damage == "its end":
+        file.write_bytes(good[:-8])
+    else:
+        file.with_suffix(".json").write_text("[]", encoding="utf-8")
+    workshop.train("second", shared)
+    assert f"{file}: is damaged, and made again" in caplog.text
+    assert file.read_bytes() == good
+    assert_same_run(workshop.output("first"), workshop.output("second"))
+
+
+def test_too_little_room_is_said_before_anything_is_read(
+    workshop: Workshop, shared: Sections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=100)
+    monkeypatch.setattr(state_files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(
+        ValueError, match=r"training\.frozen_states: [\d,]+ bytes are needed in .*, 100 are free; choose"
+    ):
+        workshop.train("run", shared)
+    assert not list(Path(shared["training"]["frozen_states_dir"]).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"training": {"frozen_states": "auto"}}, "auto is off: the method changes what every block reads"),
+        (merged(UPPER, {"training": {"frozen_states": "auto"}}), "auto is memory: "),
+        (
+            merged(UPPER, {"training": {"frozen_states": "auto", "max_steps": 2}}),
+            "auto is off: no example is read twice",
+        ),
+    ],
+)
+def test_auto_says_what_it_chose(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture, changes: Sections, reason: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        workshop.train("run", changes)
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        {"name": "sk_prompt"},
+        {"layers": 1, "semantics": "every_step"},
+        {"name": "lora", "text": ..., "rank": 2},
+    ],
+    ids=str,
+)
+def test_a_method_below_which_nothing_stays_the_same_is_refused(workshop: Workshop, method: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"training\.frozen_states.*\n.*changes what every block reads"):
+        workshop.train("run", {"method": method, "training": {"frozen_states": "disk"}})
+
+
+def test_a_folder_without_an_effect_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(RecipeError, match=r"frozen_states_dir.*\n.*would do nothing: frozen_states is memory"):
+        workshop.train("run", merged(IN_MEMORY, {"training": {"frozen_states_dir": "x"}}))
+
+
+# -- several ranks ------------------------------------------------------------------------------------------------
+
+
+SHARED_RUNS: dict[str, Sections] = {
+    "zero3-memory": merged(IN_MEMORY, TWO_BY_TWO),
+    "zero3-disk": merged(ON_DISK, TWO_BY_TWO),
+    "zero3-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16),
+    "replicas-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16, {"distributed": {"deepspeed": None}}),
+    "zero2-memory": merged(IN_MEMORY, TWO_BY_TWO, {"distributed": {"deepspeed": "zero2"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, shared_workshop: Workshop) -> SeveralRanks:
+    workshop = shared_workshop
+    workshop.train("frozen-alone", IN_MEMORY)
+    workshop.train("frozen-alone-nf4", IN_MEMORY, NF4_IN_BF16)
+    jobs = [
+        {"name": name, "recipe": str(workshop.write(name, sections))}
+        for name, sections in ((f"frozen-{name}", sections) for name, sections in SHARED_RUNS.items())
+    ]
+    return run_jobs(workshop, jobs, 2)
+
+
+@pytest.mark.parametrize("name", SHARED_RUNS)
+def test_two_ranks_equal_one(two: SeveralRanks, name: str) -> None:
+    alone, together = two.workshop.output("frozen-alone"), two.output(f"frozen-{name}")
+    if name.endswith("nf4"):
+        assert_close_run(two.workshop.output("frozen-alone-nf4"), together, 2e-2)
+    else:
+        assert_close_run(alone, together)
+    assert not list(Path("/dev/shm").glob("train-*"))
+
+
+def test_shards_of_the_lower_blocks_are_gone(two: SeveralRanks) -> None:
+    shares, whole = (two.result(f"frozen-{name}")["memory/frozen_bytes"] for name in ("zero3-nf4", "replicas-nf4"))
+    assert shares < 0.6 * whole
+    assert DEPTH == 3
