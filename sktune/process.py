@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from sktune.errors import UserError, first_line
+from sktune.terminal import LogFormatter, complain
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ def guarded(command: Any, *arguments: Any) -> int:
             # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
             if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
                 raise
-            print(
+            complain(
                 f"error: {str(error).strip() or first_line(error)}"
                 if _is_main()
-                else f"rank {os.environ['RANK']} stopped: {first_line(error)}",
-                file=sys.stderr,
+                else f"rank {os.environ['RANK']} stopped: {first_line(error)}"
             )
             return 2
         except RuntimeError as error:
@@ -54,14 +54,11 @@ def guarded(command: Any, *arguments: Any) -> int:
             if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
                 raise
             detail = first_line(error)
-            print(
-                f"error: another process of this run ended or is silent; see its own message ({detail})",
-                file=sys.stderr,
-            )
+            complain(f"error: another process of this run ended or is silent; see its own message ({detail})")
             return 128 + requested() if requested() else 3
         except Stopped as stop:
             if _is_main():
-                print(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""), file=sys.stderr)
+                complain(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""))
             return stop.status
 
 
@@ -90,11 +87,9 @@ def choose_log(kind: Literal["quiet", "verbose"] | None) -> None:
 def prepare_process() -> str:
     """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
     verbose = _log == "verbose"
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s",
-        level=logging.INFO if verbose and _is_main() else logging.WARNING,
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose and _is_main() else logging.WARNING, handlers=[handler])
     level = logging.WARNING if _log == "quiet" else logging.INFO
     logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
     threads = _share_cores()
@@ -104,7 +99,10 @@ def prepare_process() -> str:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Of the libraries below sktune, and nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "urllib3.connectionpool"):  # kernels that are not there; each try of a connection
+        logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.ERROR)
+    # Sockets that connect at the second try.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
     import torch
 
     if not torch.cuda.is_available():

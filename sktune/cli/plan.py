@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_recipe
 from sktune.errors import UserError
 from sktune.process import guarded, importing, prepare_process
+from sktune.terminal import make_console, say_json
 
 if TYPE_CHECKING:
     from sktune.planning.changes import Advice
@@ -59,7 +59,6 @@ def _run(
     with importing():
         prepare_process()
         import torch
-        from rich.console import Console
 
         from sktune.planning.changes import advise, parse_axes, sweep
         from sktune.planning.planner import plan
@@ -77,11 +76,11 @@ def _run(
         memory = parse_bytes(gpu_memory)
     recipe = load_recipe(path, overrides)
     ranks = gpus * nodes
-    console = Console(soft_wrap=True, emoji=False)
+    console = make_console(soft_wrap=True, emoji=False)
     if axes is not None:
         plans = sweep(recipe, axes, ranks=ranks, memory_bytes=memory)
         if as_json:
-            print(json.dumps([one.as_json() for one in plans], indent=1))
+            say_json([one.as_json() for one in plans], indent=1)
         else:
             print_sweep(console, plans, axes)
         return
@@ -90,7 +89,7 @@ def _run(
     if memory is not None and not planned.fits:
         advice = advise(recipe, ranks, memory, nodes)
     if as_json:
-        print(json.dumps({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1))
+        say_json({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1)
     else:
         after = f" ({gibibytes(advice.plan.peak)})" if advice is not None and advice.plan.fits else ""
         print_plan(console, planned, None if advice is None else advice.text + after)

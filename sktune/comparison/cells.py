@@ -82,7 +82,7 @@ def plan_cells(
     Raises:
         UserError: for a recipe that is wrong by itself, or nothing to compare.
     """
-    base = load_recipe_document(source, overrides)
+    base = load_recipe_document(source, overrides, comparing=True)
     section = base.recipe.compare
     folder = folder or Path(base.recipe.output.dir)
     methods = _methods(base, section, chosen, overrides)

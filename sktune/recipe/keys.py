@@ -160,9 +160,16 @@ def field_info(section: str, key: str) -> FieldInfo | None:
 
 
 def takes_text(section: str, key: str) -> bool:
-    """Whether a field is a text, with nothing but null beside it."""
+    """Whether a field is a text, with nothing but null and a list of texts beside it."""
     info = field_info(section, key)
-    return info is not None and info.annotation in (str, str | None)
+    texts: tuple[Any, ...] = (str, str | None, str | tuple[str, ...], str | tuple[str, ...] | None)
+    return info is not None and info.annotation in texts
+
+
+def takes_list(section: str, key: str) -> bool:
+    """Whether a field may be a list of texts."""
+    info = field_info(section, key)
+    return info is not None and tuple[str, ...] in (info.annotation, *get_args(info.annotation))
 
 
 def allowed_in(info: FieldInfo) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -40,6 +40,11 @@ class TaskConfig(Section):
     """How many labels `sktune plan` counts where the recipe does not list them."""
 
     @property
+    def reads_entities(self) -> bool:
+        """Whether the tags of words spell entities, which are then what is scored."""
+        return False
+
+    @property
     def has_label_set(self) -> bool:
         """Whether answers are of a set of labels; else they are numbers or free text."""
         return self.given_labels is not None
@@ -66,6 +71,12 @@ class TaskConfig(Section):
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         """What is wrong between its own fields, and between them and the data (None where that is itself wrong)."""
         yield from ()
+
+
+def class_metric_names(labels: Sequence[str] | None) -> tuple[str, ...]:
+    """What is reported of one label for each text; F1 of the positive label where there are two, or may be."""
+    of_two = ("positive_f1",) if labels is None or len(labels) == 2 else ()
+    return ("accuracy", "f1", *of_two, "matthews", "loss")
 
 
 def words_tell_labels_apart(field: str, label_words: Mapping[str, str], each: str) -> Iterator[Problem]:

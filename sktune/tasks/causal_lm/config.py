@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.sections import DataSection, idle
-from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig, words_tell_labels_apart
+from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig, class_metric_names, words_tell_labels_apart
 
 
 class CausalLMConfig(LabelledConfig):
@@ -43,7 +43,7 @@ class CausalLMConfig(LabelledConfig):
         return self.max_new_tokens if self.label_words is None else 0
 
     def metrics(self) -> tuple[str, ...]:
-        return ("perplexity", "loss") if self.label_words is None else ("accuracy", "f1", "loss")
+        return ("perplexity", "loss") if self.label_words is None else class_metric_names(self.given_labels)
 
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(data)

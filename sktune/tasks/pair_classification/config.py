@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from sktune.errors import Problem
 from sktune.sections import DataSection
-from sktune.tasks.config import LabelledConfig, PooledConfig
+from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
 
 
 class PairClassificationConfig(LabelledConfig, PooledConfig):
@@ -24,7 +24,7 @@ class PairClassificationConfig(LabelledConfig, PooledConfig):
         return {"text_pair_column": "text_pair"}
 
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+        return class_metric_names(self.labels)
 
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(data)

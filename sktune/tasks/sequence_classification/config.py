@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sktune.tasks.config import LabelledConfig, PooledConfig
+from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
 
 
 class SequenceClassificationConfig(LabelledConfig, PooledConfig):
@@ -16,4 +16,4 @@ class SequenceClassificationConfig(LabelledConfig, PooledConfig):
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+        return class_metric_names(self.labels)
