@@ -199,8 +199,8 @@ class Backbone(nn.Module):
             return
         if not getattr(self.base, "_supports_attention_backend", False):
             raise UserError(
-                f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
-                "transformers' attention interface; use sk_prompt"
+                f"method.name: a method inside attention is not available for {self.family}: its attention does not "
+                f"use transformers' attention interface; choose one in front of the input (`sktune list methods`)"
             )
         register_prefix_attention()
         self._routes_attention = True

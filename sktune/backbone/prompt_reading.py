@@ -70,8 +70,9 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
     depth = backbone.config.num_hidden_layers
     if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
         raise UserError(
-            f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
-            f"same shape in each of its {depth} layers; use sk_prompt"
+            f"method.name: a prefix made of a text is not available for {backbone.family}: it needs one "
+            f"self-attention of the same shape in each of its {depth} layers; choose a method in front of the input "
+            "(`sktune list methods`)"
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
     states = torch.stack([torch.cat(of_all) for of_all in zip(*(kv for _, kv in record), strict=True)])

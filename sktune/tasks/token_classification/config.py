@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -13,6 +14,8 @@ class TokenClassificationConfig(LabelledConfig, HeadConfig):
     """A tag for each word, scored by the entities that the tags spell."""
 
     name: Literal["token_classification"] = "token_classification"
+
+    known_as: ClassVar[Mapping[str, str]] = {"ner": "", "pos": "", "tagging": ""}
     labelled_piece: Literal["first", "last"] = Field(
         "first",
         description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
