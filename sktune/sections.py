@@ -243,8 +243,8 @@ class CompareSection(Section):
     )
     own_grids: dict[str, dict[str, tuple[Any, ...]]] = Field(
         default_factory=dict,
-        description="Label -> field of the grid -> the values for this method, where it wants others (a LoRA's rates "
-        "are lower than a prompt's).",
+        description="Label -> field of the grid -> the values for this method, where it wants others (weights in "
+        "the model want lower rates than a prompt).",
     )
     select: Literal["validation", "none"] = Field(
         "validation",

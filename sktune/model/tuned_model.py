@@ -157,7 +157,7 @@ class TunedModel(nn.Module):
         """
         if not isinstance(self.head, LanguageHead):
             raise UserError(
-                "generate: this model answers with its head; only a language model (task causal_lm) writes texts"
+                "generate: this model answers with its head; only a language model, on a task that ends in text, writes"
             )
         with torch.no_grad():
             return generate(self.backbone, self.woven(), input_ids, attention_mask, **options)
