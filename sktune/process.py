@@ -5,13 +5,10 @@ Imports nothing heavy by itself, since libraries read the environment when they 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from sktune.errors import UserError, first_line
@@ -66,33 +63,28 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Keeps the garbage collector from running while libraries are imported: they make many objects that all stay."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def choose_log(kind: Literal["quiet", "verbose"] | None) -> None:
     """Chooses what `prepare_process` then logs: warnings alone, or also what the libraries say; None takes it back."""
     global _log
     _log = kind
 
 
-def prepare_process() -> str:
-    """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
+def prepare_process(*, computes: bool = True) -> str:
+    """Logging, threads, and the environment that libraries read when they are imported.
+
+    Args:
+        computes: False leaves threads alone, where nothing has a use for them.
+
+    Returns:
+        A line on threads.
+    """
     verbose = _log == "verbose"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logging.basicConfig(level=logging.INFO if verbose and _is_main() else logging.WARNING, handlers=[handler])
     level = logging.WARNING if _log == "quiet" else logging.INFO
     logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
-    threads = _share_cores()
+    threads = _share_cores() if computes else "threads: not asked for"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "info" if verbose else "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

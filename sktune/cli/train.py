@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_logging, with_recipe
-from sktune.process import guarded, importing, join_ranks, leave, prepare_process
+from sktune.imports import importing
+from sktune.process import guarded, join_ranks, leave, prepare_process
 from sktune.terminal import make_console, say
 from sktune.training.stopping import advising
 

@@ -148,7 +148,7 @@ def _methods(
     labels = list(dict.fromkeys(chosen or section.methods))
     if not labels:
         raise UserError(
-            f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},lora,... "
+            f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},... "
             "or list methods in the recipe's section compare"
         )
     _refuse_unread(overrides, own, written)

@@ -157,7 +157,7 @@ class TunedModel(nn.Module):
         """
         if not isinstance(self.head, LanguageHead):
             raise UserError(
-                "generate: this model answers with its head; only a language model (task causal_lm) writes texts"
+                "generate: this model answers with its head; only a language model, on a task that ends in text, writes"
             )
         with torch.no_grad():
             return generate(self.backbone, self.woven(), input_ids, attention_mask, **options)
@@ -226,7 +226,9 @@ class TunedModel(nn.Module):
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = scored.loss_sum / count
         kept = None if hidden_states is None else tuple(hidden_states)
-        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
+        return TunedOutput(
+            loss=loss, logits=logits, row_loss=scored.row_loss, row_count=scored.row_count, hidden_states=kept
+        )
 
 
 def _logical_size(parameter: nn.Parameter) -> int:

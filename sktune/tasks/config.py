@@ -22,6 +22,8 @@ class TaskConfig(Section):
 
     name: str
 
+    known_as: ClassVar[Mapping[str, str]] = {}
+    """What other tools call it, in lower case, and what else has to be said there for it to be the same."""
     columns: ClassVar[frozenset[str]] = TEXT_COLUMNS
     """Fields of `data` that it reads, of those that only some tasks read."""
     reads_words: ClassVar[bool] = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 
 
 class FullFineTuningConfig(MethodConfig):
@@ -12,4 +13,10 @@ class FullFineTuningConfig(MethodConfig):
 
     name: Literal["full"] = "full"
 
+    known_as: ClassVar[Mapping[str, str]] = {"full_finetuning": "", "finetune": ""}
+
     trains_backbone: ClassVar[bool] = True
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 from sktune.sections import TrainingSection
 
 
@@ -13,7 +14,13 @@ class HeadOnlyConfig(MethodConfig):
 
     name: Literal["head_only"] = "head_only"
 
+    known_as: ClassVar[Mapping[str, str]] = {"linear_probe": "", "linear_probing": ""}
+
     trains: ClassVar[bool] = False
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
 
     def frozen_blocks(self, depth: int) -> int:
         return depth

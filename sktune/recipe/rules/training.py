@@ -63,7 +63,7 @@ def states_are_kept_where_something_is_frozen(training: TrainingSection, method:
         yield Problem(
             "training.frozen_states",
             f"{method.name} as it is set changes what every block reads, so no states stay the same",
-            "off or auto; memory and disk with method.layers or head_only, and with semantics: cached",
+            "off or auto; memory and disk with method.layers or no method but a head, and with semantics: cached",
             "set method.layers (1/2, for example), or training.frozen_states: off.",
         )
     if training.frozen_states not in ("disk", "auto"):

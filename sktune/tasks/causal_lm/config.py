@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +16,8 @@ class CausalLMConfig(LabelledConfig):
     """The language model answers: in words of its own, or with the most likely of given words."""
 
     name: Literal["causal_lm"] = "causal_lm"
+
+    known_as: ClassVar[Mapping[str, str]] = {"generation": "", "text_generation": "", "sft": "", "clm": ""}
     label_words: dict[str, str] | None = Field(
         None, description="Label -> words scored by likelihood; null means free text targets."
     )

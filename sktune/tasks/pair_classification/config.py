@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from sktune.errors import Problem
@@ -14,6 +14,8 @@ class PairClassificationConfig(LabelledConfig, PooledConfig):
     """One label for two texts."""
 
     name: Literal["pair_classification"] = "pair_classification"
+
+    known_as: ClassVar[Mapping[str, str]] = {"nli": "", "text_pair_classification": ""}
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
@@ -11,6 +12,13 @@ class SequenceClassificationConfig(LabelledConfig, PooledConfig):
     """One label for each text."""
 
     name: Literal["sequence_classification"] = "sequence_classification"
+
+    known_as: ClassVar[Mapping[str, str]] = {
+        "classification": "",
+        "text_classification": "",
+        "sentiment": "",
+        "seq_cls": "",
+    }
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,8 @@ class TokenClassificationConfig(LabelledConfig, HeadConfig):
         description="What tags are: of entities (IOB1, IOB2, BIOES or BILOU, read as IOB2), or plain, each standing "
         "for itself, such as parts of speech.",
     )
+
+    known_as: ClassVar[Mapping[str, str]] = {"ner": "", "pos": "", "tagging": ""}
     labelled_piece: Literal["first", "last"] = Field(
         "first",
         description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
