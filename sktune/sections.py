@@ -48,6 +48,11 @@ class ModelSection(Section):
         "auto", description="The attention kernel; auto: the fastest that the model and the method allow."
     )
     trust_remote_code: bool = Field(False, description="Run Python code shipped inside the model's repository.")
+    check_step_zero: bool = Field(
+        True,
+        description="Before training, try on random tokens that the method, which has learned nothing, reads as the "
+        "plain model does; refuse the run where not.",
+    )
 
 
 class QuantizationSection(Section):

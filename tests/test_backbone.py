@@ -35,6 +35,7 @@ from torch import nn
 from sktune.backbone import Backbone, load_backbone, load_tokenizer, read_hidden_states
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
+from sktune.methods.prefix_tuning.config import PrefixTuningConfig
 from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.methods.sk_prompt.config import SKPromptConfig
 from sktune.sections import ModelSection
@@ -314,14 +315,43 @@ def test_other_encoders_read_the_hard_prompt_or_are_refused(family: str) -> None
     torch.testing.assert_close(real_rows(found, mask), real_rows(expected[:, count:], mask), atol=1e-5, rtol=0)
 
 
-def test_keys_and_values_of_different_widths_are_refused_by_sk_prefix() -> None:
+@pytest.mark.parametrize("value_width", [8, 16, 24])
+@pytest.mark.parametrize("method", [SKPrefixConfig(text=TEXT), PrefixTuningConfig(init="text", text=TEXT)])
+def test_keys_and_values_of_different_widths_read_the_hard_prompt(method: MethodConfig, value_width: int) -> None:
     # Multi-head latent attention: a key holds a rotary part that a value does not.
     latent: dict[str, Any] = {"num_key_value_heads": HEADS, "q_lora_rank": 16, "kv_lora_rank": 16}
-    latent |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": DEPTH}
-    network = tf.AutoModel.from_config(tf.DeepseekV3Config(**SHAPE, **latent), attn_implementation="eager")
-    backbone = Backbone(network, attn_implementation="eager")
-    with pytest.raises(ValueError, match=r"method\.name: sk_prefix is not available for deepseek_v3"):
-        build_and_read(SKPrefixConfig(text=TEXT), backbone)
+    latent |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": value_width, "first_k_dense_replace": DEPTH}
+    torch.manual_seed(0)
+    network = tf.AutoModel.from_config(tf.DeepseekV3Config(**SHAPE, **latent), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4)
+    backbone, (ids, mask), prompt = Backbone(network, attn_implementation="eager"), batch(), prompt_ids("llama")
+    assert backbone.key_value_width == HEADS * max(16, value_width)
+    found = build_and_read(method, backbone)
+    with torch.no_grad():
+        whole = torch.cat((prompt.expand(3, -1), ids), 1)
+        seen = torch.cat((mask.new_ones(3, prompt.shape[1]), mask), 1)
+        expected = network(input_ids=whole, attention_mask=seen)[0][:, prompt.shape[1] :]
+        alone = network(input_ids=ids, attention_mask=mask)[0]
+    torch.testing.assert_close(real_rows(found, mask), real_rows(expected, mask), atol=1e-5, rtol=0)
+    assert (real_rows(expected, mask) - real_rows(alone, mask)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_frequencies_that_depend_on_the_length_refuse_a_prefix_beyond_their_border(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, **factors}
+    backbone = tiny_backbone("llama", max_position_embeddings=16, rope_parameters=rope)
+    prefix = tiny_method("sk_prefix", backbone)
+    room = 16 - prefix.positions
+    ids, mask = batch(lengths=(room,))
+    backbone.read(backbone.embed(ids), mask, prefix(backbone))
+    ids, mask = batch(lengths=(room + 1,))
+    wanted = rf"input of {room + 1} exceeds the 16 positions .* of llama .* data.max_length to {room}, or use sk_prompt"
+    with pytest.raises(ValueError, match=wanted):
+        backbone.read(backbone.embed(ids), mask, prefix(backbone))
+    backbone.read(backbone.embed(ids), mask, tiny_method("sk_prompt", backbone)(backbone))
 
 
 @pytest.mark.parametrize("family", ["electra", "opt"])

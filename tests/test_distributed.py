@@ -177,6 +177,25 @@ def test_evaluation_is_exact_over_ranks(two_ranks: SeveralRanks, run: str) -> No
     }
 
 
+def test_all_ranks_refuse_together_what_does_not_read_as_the_plain_model(two_ranks: SeveralRanks) -> None:
+    """Shared out by ZeRO-3, in 4 bits and bf16: one block drops the prefix."""
+    said = {rank["two-forgetful"]["result"]["refused"] for rank in two_ranks.results}
+    (message,) = said
+    assert "method.name: sk_prefix is not available for this llama" in message
+    assert "from block 2 of 3 on" in message
+    assert "use sk_prompt, which was tried and holds" in message
+
+
+def test_trying_step_zero_changes_nothing_under_zero3(two_ranks: SeveralRanks) -> None:
+    tried, untried = two_ranks.output("two-zero3-nf4"), two_ranks.output("two-untried-nf4")
+    assert largest_difference(adapter(tried), adapter(untried)) == 0.0
+    curves = [
+        {key: value for key, value in points(output).items() if key[0].startswith(("train/", "validation/"))}
+        for output in (tried, untried)
+    ]
+    assert curves[0] == curves[1]
+
+
 def test_early_stopping_is_one_decision(two_ranks: SeveralRanks) -> None:
     for rank in two_ranks.results:
         result = rank["two-early"]["result"]

@@ -14,9 +14,12 @@ from unittest import mock
 
 import torch
 from training_fixtures import cut_back
+from transformers.models.llama.modeling_llama import LlamaAttention
 
+from sktune.backbone.attention import PREFIX_ATTRIBUTE
 from sktune.distributed.deepspeed_engine import DeepSpeedEngine
 from sktune.distributed.ranks import Ranks, leave_ranks, start_ranks
+from sktune.errors import UserError
 from sktune.inference import evaluate_run
 from sktune.process import prepare_process
 from sktune.recipe import load_recipe_document
@@ -34,6 +37,8 @@ def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         raise NothingToResume(problem)
     if job.get("watch"):
         return watch_gathered(job, ranks)
+    if job.get("forgetful"):
+        return train_forgetful(job, ranks)
     if "evaluate" in job:
         return evaluate_run(Path(job["evaluate"]), job["split"], ranks)
     return train(load_recipe_document(job["recipe"]), ranks)
@@ -57,6 +62,22 @@ def watch_gathered(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     with mock.patch.object(DeepSpeedEngine, "backward", watched):
         summary = train(load_recipe_document(job["recipe"]), ranks)
     return {**summary, "gathered": found}
+
+
+def train_forgetful(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Trains a model whose second block drops the prefix, which is refused."""
+    forward = LlamaAttention.forward
+
+    def forgetful(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.layer_idx == 1:
+            self.__dict__.pop(PREFIX_ATTRIBUTE, None)
+        return forward(self, *args, **kwargs)
+
+    with mock.patch.object(LlamaAttention, "forward", forgetful):
+        try:
+            return train(load_recipe_document(job["recipe"]), ranks)
+        except UserError as error:
+            return {"refused": str(error)}
 
 
 def _cut(cut: dict[str, Any]) -> str | None:

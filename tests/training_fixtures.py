@@ -550,6 +550,9 @@ def two_rank_jobs(workshop: Workshop) -> list[dict[str, Any]]:
     for bits, quantization in BITS.items():
         add(f"watched-{bits}", {"quantization": quantization}, TWO_BY_TWO)
         jobs[-1]["watch"] = True
+    add("two-forgetful", NF4_IN_BF16, TWO_BY_TWO)
+    jobs[-1]["forgetful"] = True
+    add("two-untried-nf4", {"quantization": BITS["nf4"], "model": {"check_step_zero": False}}, TWO_BY_TWO)
     add("two-early", EARLY, TWO_BY_TWO)
     add("two-diverging", TWO_BY_TWO, DIVERGING)
     add("two-long", TWO_BY_TWO, LONG)

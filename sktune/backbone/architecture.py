@@ -33,8 +33,11 @@ def check(base: PreTrainedModel) -> bool:
             "for example `model.model.language_model`"
         )
     for attribute in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if not isinstance(getattr(base.config, attribute, None), int):
+        if not isinstance(of_all_layers(base.config, attribute), int):
             raise UserError(f"{family} does not say its {attribute} in the usual place; choose another model")
+    embeddings = base.get_input_embeddings()
+    if not (hasattr(embeddings, "num_embeddings") and hasattr(embeddings, "embedding_dim")):
+        raise UserError(f"{family} embeds tokens by a layer of its own kind; choose another model")
     if family in MISPLACING_FAMILIES:
         raise UserError(f"{family} numbers its positions in a way of its own; choose another model")
     takes_position_ids = "position_ids" in inspect.signature(type(base).forward).parameters
@@ -44,6 +47,14 @@ def check(base: PreTrainedModel) -> bool:
             "so a text in front of the input would be misplaced; choose another model"
         )
     return takes_position_ids
+
+
+def of_all_layers(config: Any, attribute: str) -> Any:
+    """A number of the configuration; None where there is none, or one for each layer."""
+    try:
+        return getattr(config, attribute, None)
+    except RuntimeError:  # what transformers raises where layers differ
+        return None
 
 
 def is_encoder(config: Any) -> bool:
@@ -91,7 +102,25 @@ def sublayer_outputs(block: nn.Module, family: str) -> tuple[nn.Module, nn.Modul
 
 
 def key_value_width(config: Any) -> int:
-    """Features of one token's keys (and of its values) in one layer: kv_heads * head_dim."""
+    """Features of one token's keys (and of its values, unless they are fewer) in one layer: kv_heads * head_dim.
+
+    Raises:
+        UserError: where layers differ in them.
+    """
+    try:
+        return _key_value_width(config)
+    except RuntimeError as error:  # what transformers raises where layers differ
+        raise UserError(
+            f"method.name: no prefix is available for {config.model_type}: its layers have keys and values of "
+            "different widths; use sk_prompt or lora"
+        ) from error
+
+
+def _key_value_width(config: Any) -> int:
+    if getattr(config, "kv_lora_rank", None) and getattr(config, "qk_nope_head_dim", None):
+        # Multi-head latent attention: every head's keys and values are made of the latent ones before it attends.
+        widths = (config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim)
+        return int(config.num_attention_heads) * max(widths)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.model_type == "falcon":  # its cache holds every head in the newer layout, one in multi-query
         multi_query = config.multi_query and not config.new_decoder_architecture
@@ -115,6 +144,17 @@ def max_positions(base: PreTrainedModel) -> int | None:
     return int(limit) - first_position(base)
 
 
+def rotary_border(config: Any) -> int | None:
+    """The positions up to which rotary frequencies do not depend on a sequence's length; None: they never do."""
+    given = getattr(config, "rope_parameters", None) or {}
+    borders = []
+    for of in [given, *(value for value in given.values() if isinstance(value, dict))]:
+        if of.get("rope_type") in ("dynamic", "longrope"):
+            original = of.get("original_max_position_embeddings")
+            borders.append(int(original or config.max_position_embeddings))
+    return min(borders, default=None)
+
+
 def slides_a_window(config: Any) -> bool:
     """Whether a token of a long input does not see the first ones, in some of the layers."""
-    return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))
+    return bool(of_all_layers(config, "sliding_window")) and bool(getattr(config, "use_sliding_window", True))

@@ -188,8 +188,11 @@ class Backbone(nn.Module):
         finally:
             setattr(parent, name, blocks)
 
-    def use_prefix_attention(self) -> None:
+    def use_prefix_attention(self, method: str) -> None:
         """Lets passes route attention through the prefix-aware functions; for a prefix or gated prompts.
+
+        Args:
+            method: the name to refuse where that cannot be.
 
         Raises:
             UserError: where the architecture neither uses the attention interface nor is known to read a
@@ -199,11 +202,20 @@ class Backbone(nn.Module):
             return
         if not getattr(self.base, "_supports_attention_backend", False):
             raise UserError(
-                f"method.name: sk_prefix is not available for {self.family}: its attention does not use "
-                "transformers' attention interface; use sk_prompt"
+                f"method.name: {method} is not available for {self.family}: its attention does not use "
+                "transformers' attention interface; use sk_prompt or lora"
             )
         register_prefix_attention()
         self._routes_attention = True
+
+    @contextmanager
+    def without_prefix_attention(self) -> Iterator[None]:
+        """Inside, passes attend as for a method that asks for no prefix attention."""
+        before, self._routes_attention = self._routes_attention, False
+        try:
+            yield
+        finally:
+            self._routes_attention = before
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -244,13 +256,23 @@ class Backbone(nn.Module):
             Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
 
         Raises:
-            UserError: for a prefix, where the attention may hide it.
+            UserError: for a prefix, where the attention may hide it, or where the input is so long that the model's
+                rotary frequencies are others than those the prefix was read with.
         """
         if woven.prefix is not None and not self.visible_prefix:
             raise UserError(
                 f"method.name: a prefix was made for a {self.family} that was loaded without visible_prefix, where the "
                 "attention may hide it from some tokens; the method's section must say visible_prefix = True"
             )
+        border = architecture.rotary_border(self.config) if woven.prefix else None
+        if woven.prefix and border is not None:
+            length = woven.prefix[0][1].key.shape[2], inputs_embeds.shape[1]
+            if sum(length) > border:
+                raise UserError(
+                    f"method.name: behind a prefix of {length[0]} tokens an input of {length[1]} exceeds the {border} "
+                    f"positions up to which the rotary frequencies of {self.family} do not depend on the length: those "
+                    f"of the prefix would be others; lower data.max_length to {border - length[0]}, or use sk_prompt"
+                )
         count = 0
         if woven.prompt is not None:
             count = woven.prompt.shape[1]

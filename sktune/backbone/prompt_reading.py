@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from sktune.backbone.attention import LayerKeyValues
@@ -21,8 +22,13 @@ class PromptSemantics(NamedTuple):
 
     modules: list[str]
     states: torch.Tensor
-    """[2, layers, P, kv_heads * head_dim]: the keys, then the values, in the backbone's dtype"""
+    """[2, layers, P, kv_heads * head_dim]: the keys, then the values, in the backbone's dtype.
+
+    Where the two are of different widths (multi-head latent attention), the narrower ones' heads end in zeros.
+    """
     kv_heads: int
+    widths: tuple[int, int]
+    """head_dim of the keys and of the values."""
 
     def prefix(self, states: torch.Tensor) -> list[tuple[str, LayerKeyValues]]:
         """A prefix of other keys and values, for the modules.
@@ -33,8 +39,9 @@ class PromptSemantics(NamedTuple):
         below, upper = len(self.modules) - states.shape[1], self._by_heads(states)
         own = self._by_heads(self.states[:, :below])
         layers = [(own, i) for i in range(below)] + [(upper, i) for i in range(states.shape[1])]
+        key, value = self.widths
         return [
-            (name, LayerKeyValues(heads[0, i : i + 1], heads[1, i : i + 1]))
+            (name, LayerKeyValues(heads[0, i : i + 1, ..., :key], heads[1, i : i + 1, ..., :value]))
             for name, (heads, i) in zip(self.modules, layers, strict=True)
         ]
 
@@ -43,15 +50,16 @@ class PromptSemantics(NamedTuple):
 
 
 @torch.compiler.disable
-def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSemantics:
+def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor, method: str) -> PromptSemantics:
     """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).
 
     Args:
         backbone: prepared by `use_prefix_attention`.
         embeds: [1, P, d], the text's token embeddings.
+        method: the name to refuse where that cannot be.
 
     Raises:
-        UserError: where the layers do not each have their own attention of one shape.
+        UserError: where the layers do not each have their own attention of one shape, the one its configuration says.
     """
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     with backbone.without_checkpointing():
@@ -66,18 +74,25 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor) -> PromptSema
             record = []
             backbone(embeds, mask, record=record)
     modules = [module for module, _ in record]
-    shapes = {states.shape for _, kv in record for states in kv}
+    shapes = {(kv.key.shape, kv.value.shape[-1]) for _, kv in record if kv.key.shape[:-1] == kv.value.shape[:-1]}
     depth = backbone.config.num_hidden_layers
-    if len(set(map(id, modules))) != depth or len(record) != depth or len(shapes) != 1:
+    regular = len(set(map(id, modules))) == len(record) == depth and len(shapes) == 1
+    widths = (record[0][1].key.shape[-1], record[0][1].value.shape[-1]) if record else (0, 0)
+    if not regular or record[0][1].key.shape[1] * max(widths) != backbone.key_value_width:
         raise UserError(
-            f"method.name: sk_prefix is not available for {backbone.family}: it needs one self-attention of the "
-            f"same shape in each of its {depth} layers; use sk_prompt"
+            f"method.name: {method} is not available for {backbone.family}: it needs one self-attention of the "
+            f"same shape in each of its {depth} layers; use sk_prompt or lora"
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
-    states = torch.stack([torch.cat(of_all) for of_all in zip(*(kv for _, kv in record), strict=True)])
+    states = torch.stack(
+        [
+            F.pad(torch.cat(of_all), (0, max(widths) - width))
+            for of_all, width in zip(zip(*(kv for _, kv in record), strict=True), widths, strict=True)
+        ]
+    )
     name_of = {id(module): name for name, module in backbone.model.named_modules()}
     return PromptSemantics(
-        [name_of[id(module)] for module in modules], states.transpose(2, 3).flatten(3), states.shape[2]
+        [name_of[id(module)] for module in modules], states.transpose(2, 3).flatten(3), states.shape[2], widths
     )
 
 

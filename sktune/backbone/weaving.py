@@ -54,7 +54,8 @@ def _lock_of(model: nn.Module) -> Any:
 
 
 @contextmanager
-def _routed_to(config: Any, implementation: str) -> Iterator[None]:
+def routed_to(config: Any, implementation: str) -> Iterator[None]:
+    """Inside, models of this configuration attend by another implementation."""
     # Replicas of one model share its configuration, so it is counted how many of their passes are under way.
     with _in_turn:
         count, before = _routed.get(id(config), (0, config._attn_implementation))
@@ -138,7 +139,7 @@ class Pass:
         if self.implementation is not None:
             configs = {id(m.config): m.config for m in self.model.modules() if isinstance(m, PreTrainedModel)}
             for config in configs.values():
-                stack.enter_context(_routed_to(config, IMPLEMENTATION_PREFIX + self.implementation))
+                stack.enter_context(routed_to(config, IMPLEMENTATION_PREFIX + self.implementation))
         of = self.model.get_submodule
         for name, key_values in self.woven.prefix or ():
             stack.enter_context(attribute(of(name), PREFIX_ATTRIBUTE, key_values))

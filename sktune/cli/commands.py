@@ -18,7 +18,7 @@ from click.shell_completion import shell_complete
 from sktune import __version__
 
 COMMANDS = (
-    "init", "list", "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
+    "init", "list", "validate", "plan", "train", "evaluate", "predict", "export", "compare", "report", "fetch",
 )  # fmt: skip
 """Each is the click command `command` of the module `sktune.cli.<name>`; the order is that of the help."""
 
@@ -26,7 +26,7 @@ KNOWN_ELSEWHERE = {
     "fit": "train", "finetune": "train", "run": "train", "eval": "evaluate", "test": "evaluate", "score": "evaluate",
     "infer": "predict", "inference": "predict", "generate": "predict", "check": "validate", "lint": "validate",
     "download": "fetch", "pull": "fetch", "ls": "list", "memory": "plan",
-    "sweep": "compare", "benchmark": "compare",
+    "convert": "export", "save": "export", "sweep": "compare", "benchmark": "compare",
 }  # fmt: skip
 """What other tools call the same command."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.sections import DataSection, Section, TrainingSection, idle
 from sktune.tasks.config import TaskConfig
+
+StartsAs = Literal["text", "model", "noise"]
 
 
 class MethodConfig(Section):
@@ -30,6 +32,15 @@ class MethodConfig(Section):
     """The language model's own head answers with a word; no head is built."""
     scores_only: ClassVar[bool] = False
     """It trains nothing at all, and a run of no steps is its purpose."""
+
+    @property
+    def starts_as(self) -> StartsAs:
+        """What it gives before training, which is tried on the user's model (`sktune.model.step_zero`).
+
+        text: what the plain model gives for its text (the one `PromptText` in it) and the input together; model: what
+        the plain model gives for the input; noise: neither, so a text woven in the same way stands in for it.
+        """
+        return "noise"
 
     @property
     def opens_sequence(self) -> bool:
@@ -92,6 +103,10 @@ class FromTextConfig(MethodConfig):
     )
     init: str
     text: str | None = Field(None, min_length=1, description="With init: text, what to start from.")
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "noise" if self.init == "random" else "text"
 
     @property
     def opens_sequence(self) -> bool:

@@ -17,6 +17,7 @@ from sktune.model.attached import AttachedModel
 from sktune.model.continuing import original
 from sktune.model.given_model import Source
 from sktune.model.rules import check_sections, number_of_labels, refuse_other_models
+from sktune.model.step_zero import check_step_zero as try_step_zero
 from sktune.tasks import TASKS
 from sktune.tasks.config import TaskConfig
 from sktune.tasks.task import build_task
@@ -34,6 +35,7 @@ def attach(
     num_labels: int | None = None,
     labels: Sequence[str] | None = None,
     gradient_checkpointing: bool = False,
+    check_step_zero: bool = True,
 ) -> AttachedModel:
     """Freezes a model and puts a tuning method and a task head on it.
 
@@ -52,11 +54,12 @@ def attach(
         num_labels: classes, for classification tasks; or
         labels: their names, in order.
         gradient_checkpointing: recompute the blocks in backward.
+        check_step_zero: try on random tokens that the method, which has learned nothing, reads as the plain model does.
 
     Raises:
         UserError: where model, task, method and labels do not fit together, in the words of a recipe; for prompt_based
             and in_context, whose template belongs to the data; for a model with a head of its own or layers of peft,
-            and one inside which another method trains.
+            and one inside which another method trains; where the method does not read as the plain model does.
     """
     refuse_other_models(model)
     refuse_peft_layers(model)
@@ -80,7 +83,14 @@ def attach(
             "off with sktune.detach(tuned), or load the model again"
         )
     backbone = Backbone(model, attn_implementation=kernel, gradient_checkpointing=gradient_checkpointing)
-    return put_on(backbone, tokenizer, method, section, count, names)
+    tuned = put_on(backbone, tokenizer, method, section, count, names)
+    if check_step_zero:
+        try:
+            try_step_zero(tuned, tokenizer, next(model.parameters()).device)
+        except UserError:
+            detach(tuned)
+            raise
+    return tuned
 
 
 def put_on(

@@ -33,7 +33,7 @@ from sktune.training.head_start import set_centre, set_prior
 from sktune.training.meters import ThroughputMeter, frozen_bytes, memory_in_use, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
 from sktune.training.report import decisions, log_results, summarize
-from sktune.training.setup import Setup, build_engine, prepare
+from sktune.training.setup import Setup, build_engine, prepare, try_step_zero
 from sktune.training.steps import Steps, epochs
 from sktune.training.stopping import Stopped, decide, deferred, votes
 from sktune.training.tracked import tracked
@@ -80,6 +80,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         engine, ds_config = build_engine(setup, ranks)
         if checkpoint:
             engine.load_optimizer_state(moments, progress.step)
+        else:
+            try_step_zero(setup, engine, ranks)
         validation = setup.encode_for_scoring(setup.raw.validation, "validation")
         read = fingerprint(setup, rows, validation)
         if checkpoint:

@@ -23,6 +23,7 @@ from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
 from sktune.methods.method import Frame, build_method, reframed
 from sktune.model.identity import identity
+from sktune.model.step_zero import check_step_zero
 from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.recipe import Recipe
 from sktune.tasks.heads import LabelWordHead
@@ -143,6 +144,27 @@ def prepare(
     collator = Collator(padding_token(tokenizer, backbone.vocabulary_size), recipe.data.padding_side, task)
     kept = None if labels is None else tuple(labels)
     return Setup(recipe, tokenizer, model, kept, collator, raw, sharding, task)
+
+
+def try_step_zero(setup: Setup, engine: Engine, ranks: Ranks) -> None:
+    """Where the recipe does not leave it out: holds the method, at its start, against the plain model; on all ranks.
+
+    Raises:
+        UserError: on all ranks, where they differ.
+    """
+    data = setup.recipe.data
+    if setup.recipe.model.check_step_zero:
+        engine.set_training(False)
+        check_step_zero(
+            setup.model,
+            setup.tokenizer,
+            ranks.device,
+            max_length=data.max_length,
+            padding_side=data.padding_side,
+            run=engine,
+            worst=lambda value: max(ranks.gather(value)),
+        )
+        engine.set_training(True)
 
 
 def coder_of(

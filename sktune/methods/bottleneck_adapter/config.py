@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sktune.methods.config import StartsAs
 from sktune.methods.upper_layers import UpperLayersConfig
 
 
@@ -19,3 +20,7 @@ class BottleneckAdapterConfig(UpperLayersConfig):
     rank: int = Field(16, ge=1, description="Inner width.")
     activation: Literal["gelu", "relu", "silu", "tanh"] = Field("relu", description="Between the halves.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On the inner activations.")
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"

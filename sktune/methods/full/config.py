@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 
 
 class FullFineTuningConfig(MethodConfig):
@@ -13,3 +13,7 @@ class FullFineTuningConfig(MethodConfig):
     name: Literal["full"] = "full"
 
     trains_backbone: ClassVar[bool] = True
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 from sktune.sections import TrainingSection
 
 
@@ -14,6 +14,10 @@ class HeadOnlyConfig(MethodConfig):
     name: Literal["head_only"] = "head_only"
 
     trains: ClassVar[bool] = False
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
 
     def frozen_blocks(self, depth: int) -> int:
         return depth

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from sktune.errors import Problem
+from sktune.methods.config import StartsAs
 from sktune.methods.upper_layers import UpperLayersConfig
 from sktune.sections import DataSection
 from sktune.tasks.config import TaskConfig
@@ -24,6 +25,10 @@ class IA3Config(UpperLayersConfig):
     feedforward_modules: tuple[str, ...] | None = Field(
         None, description="Those of target_modules whose input is scaled instead of their output."
     )
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
 
     def problems(self, task: TaskConfig | None, data: DataSection | None) -> Iterator[Problem]:
         if unknown := sorted(set(self.feedforward_modules or ()) - set(self.target_modules or ())):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sktune.methods.config import StartsAs
 from sktune.methods.upper_layers import UpperLayersConfig, number_of
 
 UNTOUCHED = 2
@@ -21,6 +22,10 @@ class LlamaAdapterConfig(UpperLayersConfig):
         None,
         description="How many of the upper blocks take part, or a share such as 1/2; null: all but the lowest two.",
     )
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
 
     def taking_part(self, depth: int) -> int:
         """How many of a model's `depth` blocks take part."""

@@ -31,7 +31,7 @@ class LlamaAdapter(Method):
         count = config.taking_part(depth)
         if backbone.uses_cache_for_prefix:
             raise UserError(_not_available(backbone))
-        backbone.use_prefix_attention()
+        backbone.use_prefix_attention("llama_adapter")
         self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
@@ -50,7 +50,7 @@ class LlamaAdapter(Method):
         # Which module attends in which layer is learned by reading; one token is enough.
         if self._read_once is None:
             with torch.inference_mode(False), torch.no_grad():
-                read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone))
+                read: PromptSemantics = read_keys_and_values(backbone, self.text(backbone), "llama_adapter")
             modules = [backbone.model.get_submodule(name) for name in read.modules]
             if not all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in modules):
                 raise UserError(_not_available(backbone))
@@ -79,6 +79,9 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
         if name not in _KNOWN_PARTS and ("norm" in name or any(True for _ in part.parameters()))
     ]
     unknown += [name for name, _ in module.named_parameters(recurse=False)]
+    norm = getattr(module, "k_norm", None)
+    if norm is not None and not isinstance(norm, nn.Identity) and not hasattr(norm, "weight"):
+        unknown.append("k_norm without a weight")
     shape = _norm_shape(module)
     if shape is not None and (len(shape) > 1 or backbone.key_value_width % shape[0]):
         unknown.append(f"k_norm of shape {list(shape)}")
@@ -94,7 +97,7 @@ def _check_attention(module: nn.Module, backbone: Backbone) -> None:
 def _norm_shape(module: nn.Module) -> Sequence[int] | None:
     """Shape of the weight of the layer's norm of keys; None where it has none."""
     norm = getattr(module, "k_norm", None)
-    if norm is None or isinstance(norm, nn.Identity):
+    if norm is None or isinstance(norm, nn.Identity) or not hasattr(norm, "weight"):
         return None
     # Under ZeRO-3 a weight outside its module's forward is empty; its shape is kept beside it.
     shape: Sequence[int] = getattr(norm.weight, "ds_shape", norm.weight.shape)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sktune.methods.config import StartsAs
 from sktune.methods.upper_layers import UpperLayersConfig
 
 
@@ -20,3 +21,7 @@ class LoraConfig(UpperLayersConfig):
         None,
         description="Ends of linear layers' names, or [all-linear]; null: query and value of the family.",
     )
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"

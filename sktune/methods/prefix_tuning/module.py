@@ -30,7 +30,7 @@ class PrefixTuning(Method):
         self, config: PrefixTuningConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
         super().__init__()
-        backbone.use_prefix_attention()
+        backbone.use_prefix_attention("prefix_tuning")
         self.layers = number_of(config.layers, backbone.config.num_hidden_layers)
         self.width = backbone.key_value_width
         self.encoder: nn.Module | None = None
@@ -63,7 +63,7 @@ class PrefixTuning(Method):
     def weave(self, backbone: Backbone) -> Woven:
         if self._read_once is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._read_once = read_keys_and_values(backbone, self.text(backbone))
+                self._read_once = read_keys_and_values(backbone, self.text(backbone), "prefix_tuning")
         read: PromptSemantics = self._read_once
         if self.change is not None:
             both = read.states[:, -self.layers :] + self.change

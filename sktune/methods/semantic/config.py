@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sktune.errors import Problem
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 from sktune.sections import DataSection, idle
 from sktune.tasks.config import TaskConfig
 
@@ -42,6 +42,10 @@ class SemanticConfig(MethodConfig):
         "identity": ("rank", "train_down", "activation", "dropout", "bias"),
     }
     """Of each adapter, the options of parts that it does not have."""
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "text"
 
     @property
     def opens_sequence(self) -> bool:

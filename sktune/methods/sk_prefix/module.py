@@ -23,7 +23,7 @@ class SKPrefix(SemanticMethod[tuple[PromptSemantics, ReadSemantics]]):
 
     def __init__(self, config: SKPrefixConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any) -> None:
         super().__init__(config, backbone, tokenizer)
-        backbone.use_prefix_attention()
+        backbone.use_prefix_attention("sk_prefix")
         self.shared = config.shared
         depth: int = backbone.config.num_hidden_layers
         layers = number_of(config.layers, depth)
@@ -32,7 +32,7 @@ class SKPrefix(SemanticMethod[tuple[PromptSemantics, ReadSemantics]]):
         self.adapter = SemanticAdapter(config, count, backbone.key_value_width)
 
     def read(self, backbone: Backbone, embeds: torch.Tensor) -> tuple[PromptSemantics, ReadSemantics]:
-        text = read_keys_and_values(backbone, embeds)
+        text = read_keys_and_values(backbone, embeds, "sk_prefix")
         read = self.adapter.read(text.states[:, self.below :])
         return text, read.flatten(1, 2) if self.shared else read.flatten(0, 1)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sktune.methods.config import StartsAs
 from sktune.methods.semantic.config import SemanticConfig
 
 
@@ -16,6 +17,10 @@ class SKPromptConfig(SemanticConfig):
     cut_layer: int = Field(
         0, ge=0, description="0: token embeddings; k: hidden states after k blocks, the rest not run."
     )
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "noise" if self.cut_layer else "text"
 
     @property
     def depth_needed(self) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from sktune.errors import Problem, UserError
-from sktune.methods.config import MethodConfig
+from sktune.methods.config import MethodConfig, StartsAs
 from sktune.sections import DataSection, idle
 from sktune.tasks import TASKS
 from sktune.tasks.config import TaskConfig, words_tell_labels_apart
@@ -72,6 +72,10 @@ class TemplateConfig(MethodConfig):
     )
 
     answers_in_words: ClassVar[bool] = True
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
 
     @property
     def needs_training_data(self) -> bool:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from sktune.methods.config import StartsAs
 from sktune.methods.upper_layers import UpperLayersConfig
 
 
@@ -16,3 +17,7 @@ class TopLayersConfig(UpperLayersConfig):
     layers: int | str = Field(2, description="How many blocks, or a share of them such as 1/2.")
 
     trains_backbone: ClassVar[bool] = True
+
+    @property
+    def starts_as(self) -> StartsAs:
+        return "model"
