@@ -16,6 +16,7 @@ import click
 from click.shell_completion import shell_complete
 
 from sktune import __version__
+from sktune.terminal import complain
 
 COMMANDS = (
     "init", "list", "validate", "plan", "train", "evaluate", "predict", "export", "compare", "report", "fetch",
@@ -93,5 +94,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return help_text.exit_code
     except click.UsageError as mistake:
         help_of = f"; see {mistake.ctx.command_path} --help" if mistake.ctx is not None else ""
-        print(f"error: {mistake.format_message().rstrip('.')}{help_of}", file=sys.stderr)
+        complain(f"error: {mistake.format_message().rstrip('.')}{help_of}")
         return mistake.exit_code

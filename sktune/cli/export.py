@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from sktune.cli.arguments import OverridingCommand, with_logging, with_output
 from sktune.process import guarded, prepare_process
+from sktune.terminal import say, say_json
 
 _EXAMPLES = """examples:
   sktune export runs/smollm2_film_reviews_words --to peft --output exported
@@ -44,5 +44,5 @@ def _run(
     from sktune.export.exporting import export
 
     card = export(output, target, destination, overrides=overrides, check=check, tolerance=tolerance)
-    print(json.dumps(card, indent=1, ensure_ascii=False))
-    print(f"exported: {destination}  (how to use it: {destination / 'README.md'})")
+    say_json(card, indent=1)
+    say(f"exported: {destination}  (how to use it: {destination / 'README.md'})")

@@ -14,6 +14,7 @@ from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.tuned_model import TunedModel
 from sktune.tasks.heads import Head, LanguageHead
+from sktune.terminal import say
 
 
 class TransformersModel(TunedModel):
@@ -35,7 +36,7 @@ class TransformersModel(TunedModel):
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters train, of how many; as peft's models do."""
         trainable, total = self.parameter_counts()
-        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+        say(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """What was trained, and the head's constants; nothing of the frozen model, which is loaded by itself."""
