@@ -44,7 +44,7 @@ def write(trained: Trained, folder: Path) -> str:
     if woven.layers is not None or woven.gated is not None or woven.behind is not None:
         raise UserError(
             f"{trained.folder}: {trained.method} changes the model's own modules, which no cache or embedding can say; "
-            "allowed: what puts a prompt or a prefix in front of the input. lora and ia3: `--to peft`"
+            "allowed: what puts a prompt or a prefix in front of the input. Layers of peft: `--to peft`"
         )
     tensors = {f"head.{name}": tensor for name, tensor in trained.head().items()}
     code, length = _NOTHING, 0

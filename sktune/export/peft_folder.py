@@ -60,7 +60,7 @@ def write(trained: Trained, folder: Path) -> str:
     else:
         raise UserError(
             f"{trained.folder}: peft has no place for {trained.method}; allowed: what puts a prompt or a prefix in "
-            "front of the input, lora and ia3. `--to transformers` takes a head alone"
+            "front of the input, and layers of peft. `--to transformers` takes a head alone"
         )
     if head:
         config.modules_to_save = [next(iter(head)).rpartition(".")[0]]
