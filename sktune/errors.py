@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_PASSWORD = re.compile(r"(?P<user>://[^\s/:@'\"]*):[^\s'\"]*@")
+_SECRET = re.compile(r"(?P<name>[?&](?:password|passwd|pwd|token|secret|api_?key)=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def hide_password(text: str) -> str:
+    """The text with the password of every URI in it replaced by `***`."""
+    return _SECRET.sub(r"\g<name>***", _PASSWORD.sub(r"\g<user>:***@", text))
+
+
+def lacks_password(uri: str) -> bool:
+    """Whether `hide_password` has taken something out of it."""
+    return ":***@" in uri or "=***" in uri
 
 
 class UserError(ValueError):
@@ -14,7 +28,8 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says anything, or its type where none does."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return hide_password(line)
 
 
 def named_line(error: BaseException) -> str:
@@ -34,6 +49,7 @@ class Problem:
         cure: What to do.
         value: The value as written, filled in by `Written.locate`.
         place: `file:line`, filled in by `Written.locate`.
+        idle: Whether all that is wrong is that the field, which was given, does nothing.
     """
 
     field: str
@@ -42,6 +58,7 @@ class Problem:
     cure: str = ""
     value: str = ""
     place: str = ""
+    idle: bool = False
 
     def __str__(self) -> str:
         what = f"{self.field} {self.value}".strip()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -49,6 +50,37 @@ REPORT_MARKDOWN, REPORT_CSV, REPORT_JSON = "report.md", "report.csv", "report.js
 ERROR_FILE = "error.txt"
 
 LOCK_FILE = ".lock"
+RUN_MARK = ".sktune-run"
+"""Left in a folder that a run has claimed: the files of a run that lie there are sktune's to replace."""
+
+
+LARGEST_JSON = 2**24
+"""Bytes of a JSON file that is read from an output folder: a card with a million labels has less."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run has written.
+
+    Raises:
+        UserError: naming the file and the reason, where it cannot be read, is no JSON object, or is larger or deeper
+            than anything that sktune writes.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > LARGEST_JSON:
+        raise UserError(f"{path}: is larger than {LARGEST_JSON:,} bytes, so sktune has not written it")
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"{path}: is no JSON that sktune has written (brackets inside each other)") from None
+    except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
+        raise UserError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no JSON object")
+    return content
 
 
 @contextmanager
@@ -84,6 +116,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process has the folder; with its id, host and start.
     """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"output.dir: {place} is a file, and a folder is needed there; name another one")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     lock = FileLock(path, blocking=False, fallback_to_soft=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 from transformers import GenerationConfig
 
 from sktune.backbone.vocabulary import padding_token
-from sktune.data import Row
+from sktune.data import Example, Row
+from sktune.data.questions import Question
+from sktune.data.tags import OUTSIDE
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
-from sktune.files import EVALUATION_FOLDER, RECIPE_FILE, write_whole
-from sktune.model.adapter import adapter_folder, read_adapter
+from sktune.files import EVALUATION_FOLDER, write_whole
+from sktune.model.adapter import adapter_folder, read_adapter, read_recipe
 from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
-from sktune.recipe import LoadedRecipe, load_recipe_document
+from sktune.recipe import LoadedRecipe
 from sktune.tasks.task import Answers
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
@@ -40,13 +43,7 @@ def load_trained(
     `scored` names the split to read; None reads no data that is to be answered.
     """
     folder = adapter_folder(output)
-    loaded = load_recipe_document(folder / RECIPE_FILE, overrides)
-    said_here = any(override.startswith("model.trust_remote_code=") for override in overrides)
-    if loaded.recipe.model.trust_remote_code and not said_here:
-        raise UserError(
-            f"model.trust_remote_code: {folder} asks to run code of {loaded.recipe.model.name_or_path!r}, and a folder "
-            "is not trusted with that; add model.trust_remote_code=true if you trust the code, or =false"
-        )
+    loaded = read_recipe(folder, overrides, reads_data=scored is not None)
     weights, labels = read_adapter(folder)
     setup = prepare(loaded.recipe, ranks, labels=labels, read_data=False, scored=scored)
     put_weights(setup.model, weights, str(folder))
@@ -89,22 +86,17 @@ def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[st
 
 
 class Answer(dict[str, Any]):
-    """An answer, JSON-ready; `line` says the same in words, for a terminal."""
+    """An answer, JSON-ready; the attribute `line` says the same in words, for a terminal."""
 
-    def __init__(self, line: str, **entries: Any) -> None:
+    def __init__(self, line: str, entries: Mapping[str, Any]) -> None:
         super().__init__(entries)
         self.line = line
 
 
 def predict(
-    output: Path,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    ranks: Ranks,
-    overrides: Sequence[str] = (),
-    blanks: bool = False,
+    output: Path, texts: Sequence[str], pairs: Sequence[str] | None, ranks: Ranks, overrides: Sequence[str] = ()
 ) -> Iterator[Answer]:
-    """Answers for new texts, in order, in the words of the training data.
+    """Answers to texts; see `answer`.
 
     Args:
         output: the run's folder.
@@ -112,43 +104,110 @@ def predict(
         pairs: second texts, for tasks on pairs.
         ranks: this process, alone.
         overrides: changes of the recipe.
-        blanks: whether a text without words is answered too where words are tagged, so that every line of a file is.
+    """
+    if pairs is not None and len(pairs) != len(texts):
+        raise UserError("--text-pair: give one --text-pair for each --text")
+    second: Sequence[str | None] = pairs or [None] * len(texts)
+    questions = [
+        Question(f"text {number}", None, text, pair)
+        for number, (text, pair) in enumerate(zip(texts, second, strict=True), start=1)
+    ]
+    return answer(output, questions, ranks, overrides)
+
+
+def answer(
+    output: Path, questions: Sequence[Question], ranks: Ranks, overrides: Sequence[str] = ()
+) -> Iterator[Answer]:
+    """Answers to questions, in order, in the words of the training data.
+
+    Texts are read in batches of similar length (`training.per_device_eval_batch_size`).
+
+    Args:
+        output: the run's folder.
+        questions: of the command line, or of a file; see `sktune.data.questions`.
+        ranks: this process, alone.
+        overrides: changes of the recipe.
 
     Yields:
-        `text` with what its task shows: `words`, `tags` and `entities`; `label` and `probabilities`; `value`;
-        `generated` ...
+        `text`, of a file's its `line`, of a pair `text_pair`, and what the task shows: `words`, `tags` and `entities`;
+        `label` and `probabilities`; `value`; `generated` ...
 
     Raises:
-        UserError: for a missing or superfluous second text, a text without words, and where the output folder holds no
-            adapter.
+        UserError: for a missing or superfluous second text, a text of the command line without words where words are
+            tagged, and where the output folder holds no adapter.
     """
     loaded, setup = load_trained(output, ranks, overrides)
-    recipe, task = loaded.recipe, setup.task
-    wants_pairs = recipe.data.text_pair_column is not None
-    if wants_pairs != (pairs is not None) or (pairs is not None and len(pairs) != len(texts)):
-        need = "one --text-pair for each --text" if wants_pairs else "no --text-pair"
-        raise UserError(
-            f"--text-pair: this adapter was trained on {'pairs' if wants_pairs else 'single texts'}; give {need}"
-        )
+    paired = loaded.recipe.data.text_pair_column is not None
+    if any(paired != (question.text_pair is not None) for question in questions):
+        kind, need = ("pairs", "one --text-pair for each --text") if paired else ("single texts", "no --text-pair")
+        raise UserError(f"--text-pair: this adapter was trained on {kind}; give {need}")
     setup.model.to(ranks.device).eval()
+    size = loaded.recipe.training.per_device_eval_batch_size
+    notes = Notes()
     # Answers that are printed on the terminal show by themselves how far it is.
     shown = not sys.stdout.isatty()
-    with torch.no_grad(), progress("predicting", len(texts), "texts", shown=shown) as advance:
-        for number, text in enumerate(texts):
-            example = task.example(text, pairs[number] if pairs else None)
-            if task.reads_words and not example.words and not blanks:
-                raise UserError(f"--text: {text!r} has no words")
-            encoded = setup.encode([example], f"text {number + 1}", scoring=True)
-            for line in encoded.report:
+    with torch.no_grad(), progress("predicting", len(questions), "texts", shown=shown) as advance:
+        for start in range(0, len(questions), size * BATCHES_SORTED):
+            for question, found in _answered(setup, questions[start : start + size * BATCHES_SORTED], size, notes):
+                entries = {"line": question.line, "text": question.text, "text_pair": question.text_pair}
+                entries = {key: value for key, value in entries.items() if value is not None}
+                yield Answer(f"{question.text}\n  -> {setup.task.line(found)}", {**entries, **found})
+                advance(1)
+    notes.log()
+
+
+BATCHES_SORTED = 32
+"""Batches whose texts are sorted by length among each other."""
+
+
+class Notes:
+    """What was noticed of texts: at once where they are few, counted for a file."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, question: Question, report: Sequence[str]) -> None:
+        for line in report:
+            if question.line is None:
                 logger.warning(line)
-            rows = list(encoded.rows)
-            if length := task.config.new_tokens:
-                prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
-                found: dict[str, Any] = {"generated": generate(setup, prompt, length)}
             else:
-                found = task.shown(example, rows, _answers(setup, rows), setup.labels)
-            yield Answer(f"{text}\n  -> {task.line(found)}", text=text, **found)
-            advance(1)
+                what = line.removeprefix(f"{question.place}: 1 of 1 ")
+                self._places.setdefault(what, []).append(question.place)
+
+    def log(self) -> None:
+        for what, places in self._places.items():
+            first = ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
+            logger.warning("%d %s: %s", len(places), what, first)
+
+
+def _answered(
+    setup: Setup, questions: Sequence[Question], size: int, notes: Notes
+) -> Iterator[tuple[Question, dict[str, Any]]]:
+    """Questions with what their task shows, in order."""
+    task, groups = setup.task, list[tuple[Example, list[Row]]]()
+    count = 0
+    for question in questions:
+        example = task.example(question.text, question.text_pair)
+        if question.words is not None:
+            example = replace(example, words=question.words, reference=(OUTSIDE,) * len(question.words))
+        if task.reads_words and not example.words and question.line is None:
+            raise UserError(f"--text: {question.text!r} has no words")
+        encoded = setup.encode([example], question.place, scoring=True)
+        notes.add(question, encoded.report)
+        rows = [replace(row, index=count + number) for number, row in enumerate(encoded.rows)]
+        count += len(rows)
+        groups.append((example, rows))
+    answers: Answers = {}
+    if not task.config.new_tokens:
+        rows = sorted((row for _, rows in groups for row in rows), key=lambda row: -row.length)
+        for first in range(0, len(rows), size):
+            answers |= _answers(setup, rows[first : first + size])
+    for question, (example, rows) in zip(questions, groups, strict=True):
+        if length := task.config.new_tokens:
+            prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
+            yield question, {"generated": generate(setup, prompt, length)}
+        else:
+            yield question, task.shown(example, rows, answers, setup.labels)
 
 
 def _answers(setup: Setup, rows: list[Row]) -> Answers:

@@ -5,16 +5,14 @@ Imports nothing heavy by itself, since libraries read the environment when they 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from sktune.errors import UserError, first_line
+from sktune.terminal import LogFormatter, complain
 from sktune.training.stopping import Stopped, listening, requested
 
 if TYPE_CHECKING:
@@ -42,11 +40,10 @@ def guarded(command: Any, *arguments: Any) -> int:
             # An OSError with a file's name says what is wrong with it: no rights, no space, no folder.
             if os.environ.get("SKTUNE_DEBUG") or (isinstance(error, OSError) and error.filename is None):
                 raise
-            print(
+            complain(
                 f"error: {str(error).strip() or first_line(error)}"
                 if _is_main()
-                else f"rank {os.environ['RANK']} stopped: {first_line(error)}",
-                file=sys.stderr,
+                else f"rank {os.environ['RANK']} stopped: {first_line(error)}"
             )
             return 2
         except RuntimeError as error:
@@ -54,31 +51,16 @@ def guarded(command: Any, *arguments: Any) -> int:
             if os.environ.get("SKTUNE_DEBUG") or not any(sign in str(error) for sign in _LOST_RANK):
                 raise
             detail = first_line(error)
-            print(
-                f"error: another process of this run ended or is silent; see its own message ({detail})",
-                file=sys.stderr,
-            )
+            complain(f"error: another process of this run ended or is silent; see its own message ({detail})")
             return 128 + requested() if requested() else 3
         except Stopped as stop:
             if _is_main():
-                print(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""), file=sys.stderr)
+                complain(f"{stop}" + (f"; {stop.advice}" if stop.advice else ""))
             return stop.status
 
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Keeps the garbage collector from running while libraries are imported: they make many objects that all stay."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def choose_log(kind: Literal["quiet", "verbose"] | None) -> None:
@@ -87,24 +69,32 @@ def choose_log(kind: Literal["quiet", "verbose"] | None) -> None:
     _log = kind
 
 
-def prepare_process() -> str:
-    """Logging, threads, and the environment that libraries read when they are imported; returns a line on threads."""
+def prepare_process(*, computes: bool = True) -> str:
+    """Logging, threads, and the environment that libraries read when they are imported.
+
+    Args:
+        computes: False leaves threads alone, where nothing has a use for them.
+
+    Returns:
+        A line on threads.
+    """
     verbose = _log == "verbose"
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s",
-        level=logging.INFO if verbose and _is_main() else logging.WARNING,
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose and _is_main() else logging.WARNING, handlers=[handler])
     level = logging.WARNING if _log == "quiet" else logging.INFO
     logging.getLogger("sktune").setLevel(level if _is_main() else logging.ERROR)
-    threads = _share_cores()
+    threads = _share_cores() if computes else "threads: not asked for"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "info" if verbose else "warning")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Of the libraries below sktune, and nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "urllib3.connectionpool"):  # kernels that are not there; each try of a connection
+        logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.ERROR)
+    # Sockets that connect at the second try.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
     import torch
 
     if not torch.cuda.is_available():

@@ -25,7 +25,7 @@ def idle(name: str, section: Section, keys: Sequence[str], why: str, otherwise: 
     """One problem for each of `keys` that the user gave explicitly, since `why` leaves it without effect."""
     for key in keys:
         if key in section.model_fields_set:
-            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}")
+            yield Problem(f"{name}.{key}", f"would do nothing: {why}", cure=f"leave it out, or {otherwise}", idle=True)
 
 
 class ModelSection(Section):
@@ -91,16 +91,30 @@ class DataSection(Section):
     encoding: str | None = Field(
         None, description="Of text files, for example latin-1; null: UTF-8, or what a byte order mark says."
     )
-    train: str = Field("train", description="Split name of a hub dataset, or file name inside `path`.")
-    validation: str | None = Field("validation", description="Split or file; null: no validation.")
-    test: str | None = Field(None, description="Split or file; null: no test.")
+    train: str | tuple[str, ...] = Field(
+        "train",
+        description="Split name of a hub dataset, or file name inside `path`; several as a list, or as a pattern "
+        "(`part-*.jsonl`), whose files are read in the order of their names.",
+    )
+    validation: str | tuple[str, ...] | None = Field(
+        "validation", description="Split or files, as of train; null: no validation."
+    )
+    test: str | tuple[str, ...] | None = Field(None, description="Split or files, as of train; null: no test.")
+    column_names: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the columns of CSV and TSV files without a line of names; null: their first line.",
+    )
     text_column: str = Field("text", description="Column of the text, or of a pair's first text.")
     text_pair_column: str | None = Field(None, description="Column of a pair's second text; null: single texts.")
     label_column: str = Field("label", description="Column of the label, or of the number of a regression.")
     words_column: str = Field("tokens", description="Of tagged words on hub/jsonl/parquet data: list of words.")
     tags_column: str = Field("tags", description="Of tagged words on hub/jsonl/parquet data: list of tags.")
-    conll_word_column: int = Field(0, description="Column index of the word in a CoNLL file.")
-    conll_tag_column: int = Field(-1, description="Column index of the tag in a CoNLL file.")
+    conll_word_column: int | None = Field(
+        None, description="Column index of the word in a CoNLL file; null: 0, of CoNLL-U (.conllu) 1."
+    )
+    conll_tag_column: int | None = Field(
+        None, description="Column index of the tag in a CoNLL file; null: -1, of CoNLL-U 3, the part of speech."
+    )
     target_column: str | None = Field(None, description="Column of the text that a language model is to write.")
     text_template: str = Field(
         "{text}",
@@ -175,7 +189,7 @@ class TrainingSection(Section):
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."
     )
-    seed: int = Field(42, description="Of the initial weights, the order of the data and dropout.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Of the initial weights, the order of the data and dropout.")
 
 
 class DistributedSection(Section):
@@ -229,8 +243,8 @@ class CompareSection(Section):
     )
     own_grids: dict[str, dict[str, tuple[Any, ...]]] = Field(
         default_factory=dict,
-        description="Label -> field of the grid -> the values for this method, where it wants others (a LoRA's rates "
-        "are lower than a prompt's).",
+        description="Label -> field of the grid -> the values for this method, where it wants others (weights in "
+        "the model want lower rates than a prompt).",
     )
     select: Literal["validation", "none"] = Field(
         "validation",

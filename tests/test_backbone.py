@@ -222,7 +222,7 @@ OWN_ATTENTION = {
 @pytest.mark.parametrize("family", OWN_ATTENTION)
 def test_attention_outside_the_interface_is_refused_by_sk_prefix_alone(family: str) -> None:
     backbone = Backbone(tf.AutoModel.from_config(OWN_ATTENTION[family](), attn_implementation="eager"))
-    wanted = rf"method\.name: sk_prefix is not available for {family}: its attention .*; use sk_prompt"
+    wanted = rf"method\.name: a method inside attention is not available for {family}: .*`sktune list methods`"
     with pytest.raises(ValueError, match=wanted):
         build_method(SKPrefixConfig(text=TEXT), backbone, tiny_tokenizer())
     build_method(SKPromptConfig(text=TEXT), backbone, tiny_tokenizer())
@@ -237,7 +237,7 @@ def build_and_read(section: MethodConfig, backbone: Backbone) -> torch.Tensor:
 def test_layers_that_share_one_attention_are_refused_by_sk_prefix() -> None:
     network = tf.AutoModel.from_config(tf.AlbertConfig(**SHAPE, embedding_size=WIDTH), attn_implementation="eager")
     backbone = Backbone(network, attn_implementation="eager")
-    with pytest.raises(ValueError, match=r"sk_prefix is not available for albert.*; use sk_prompt"):
+    with pytest.raises(ValueError, match=r"a prefix made of a text is not available for albert.*`sktune list methods`"):
         build_and_read(SKPrefixConfig(text=TEXT), backbone)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from test_data_load import load
 
+from sktune.errors import UserError
+
 ROWS = [("good film", "pos"), ("bad café", "neg"), ("nice", "pos"), ("awful", "neg")]
 CSV = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
 
@@ -85,3 +87,37 @@ def test_a_field_of_a_nested_column_can_be_named(tmp_path: Path) -> None:
         load(tmp_path, **{**named, "text_column": "translation.fr"})
     with pytest.raises(ValueError, match=r"data\.text_column: no column 'translations\.en' .*Did you mean"):
         load(tmp_path, **{**named, "text_column": "translations.en"})
+
+
+def test_several_files_are_one_split(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        (tmp_path / f"part-{number:02}.csv").write_text(f"text,label\nfirst of {number},a\nsecond of {number},b\n")
+    (tmp_path / "other.csv").write_text("label,text\na,other\n")
+    by_pattern = load(tmp_path, train="part-*.csv")
+    assert [(example.row, example.text) for example in by_pattern.train] == [
+        *((0, "first of 1"), (1, "second of 1"), (2, "first of 2"), (3, "second of 2")),
+        *((4, "first of 10"), (5, "second of 10")),
+    ]
+    counted = f"begin at row 0 of {tmp_path}/part-01.csv, 2 of {tmp_path}/part-02.csv, 4 of {tmp_path}/part-10.csv"
+    assert any(counted in line for line in by_pattern.report)
+    listed = load(tmp_path, train=("other.csv", "part-0*.csv", "part-01"))
+    assert [example.text for example in listed.train][:2] == ["other", "first of 1"]
+    assert len(listed.train) == 5  # a file that is named twice is read once
+    with pytest.raises(UserError, match=r"data\.train: no file fits 'none-\*'"):
+        load(tmp_path, train="none-*")
+    (tmp_path / "part-11.csv").write_text("text\nx\n")
+    with pytest.raises(UserError, match=r"no column 'label' in .*part-11\.csv"):
+        load(tmp_path, train="part-*.csv")
+    (tmp_path / "[odd].csv").write_text("text,label\nx,a\ny,b\n")
+    assert len(load(tmp_path, train="[odd].csv").train) == 2
+
+
+def test_a_table_without_a_line_of_names_has_those_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('a,"good, film"\nb,bad film\n')
+    splits = load(tmp_path, column_names=("label", "text"))
+    assert [(example.text, example.reference) for example in splits.train] == [("good, film", "a"), ("bad film", "b")]
+    with pytest.raises(UserError, match=r"data\.column_names names 1 columns, line 1 has 2 cells"):
+        load(tmp_path, column_names=("text",))
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    with pytest.raises(UserError, match=r"data\.column_names: .* is no table of a text file"):
+        load(tmp_path, train="train.jsonl", column_names=("text", "label"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from tiny_models import tiny_backbone
 
 from sktune.backbone import Backbone
 from sktune.distributed.deepspeed_config import read_deepspeed_config, shipped_config_path, size_deepspeed_config
+from sktune.errors import UserError
 from sktune.recipe import DEEPSPEED_PRESETS
-from sktune.sections import TrainingSection
+from sktune.recipe.deepspeed_file import ZERO_KEYS
+from sktune.recipe.rules.training import deepspeed_is_a_preset_or_a_file
+from sktune.sections import DistributedSection, TrainingSection
 
 TRAINABLE = 2_077
 TRAINING = TrainingSection(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.5)
@@ -215,3 +219,29 @@ def test_a_folder_or_a_binary_file_is_no_traceback(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "binary.json"):
         with pytest.raises(ValueError, match=r"distributed\.deepspeed: "):
             read_deepspeed_config(str(path))
+
+
+def test_the_settings_of_zero_are_those_of_the_installed_deepspeed() -> None:
+    fields = DeepSpeedZeroConfig.model_fields
+    assert {*fields, *(info.alias for info in fields.values() if info.alias)} == ZERO_KEYS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"zero_optimisation": {}}, "did you mean zero_optimization?"),
+        ({"zero_optimization": {"stage": 3, "overlap_com": True}}, "did you mean zero_optimization.overlap_comm?"),
+        ({"zero_optimization": {"stage": 7}}, "stage must be 1, 2 or 3"),
+        ({"zero_optimization": {"stage": True}}, "stage must be 1, 2 or 3"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping is no finite number"),
+    ],
+)
+def test_a_file_that_deepspeed_would_read_otherwise_is_refused_before_anything_starts(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}, **change}))
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_deepspeed_config(str(file))
+    (problem,) = deepspeed_is_a_preset_or_a_file(DistributedSection(deepspeed=str(file)))
+    assert words in problem.message

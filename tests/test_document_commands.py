@@ -1,18 +1,29 @@
-"""The commands in the documents: each is understood by the command line, and those of the tutorial run."""
+"""The commands in the documents: each is understood, and runs on a model and data as small as can be.
+
+Python in the documents runs in tests/test_python_document.py, tests/test_adding_a_method.py and
+tests/test_adding_a_task.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from sktune.cli import main
 from sktune.cli.arguments import is_override, recipe_and_overrides
 from sktune.cli.commands import sktune
+from sktune.embedded import resolve
 from sktune.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +40,28 @@ NOT_RUN = {
     "python -m sktune.embedded.build": "rebuilds the miniature, which takes an hour",
 }
 """What is no command of sktune, by its beginning, and why it is not run here."""
+ONLY_UNDERSTOOD = {
+    "fetch minilm": "needs a package index; tests/test_fetch.py has one of its own",
+    "compare recipes/compare/": "takes hours; tests/test_compare.py runs small ones",
+    "compare recipes/quickstart.yaml --methods sk_prefix,lora,head_only --seeds 3": "27 cells; a smaller one runs",
+}
+"""What is not run, by its beginning, and why.
+
+Launchers are one process here; tests/test_distributed.py starts several.
+"""
+SMALL = """
+model: {name_or_path: "embedded:llama", dtype: float32}
+method: {name: sk_prefix, text: "Is the review good or bad?", rank: 4}
+task: {name: sequence_classification}
+data: {path: "embedded:sentiment", test: test, max_length: 24, max_train_samples: 32, max_validation_samples: 8,
+       max_test_samples: 8}
+training: {per_device_train_batch_size: 4, max_steps: 2, learning_rate: 1.0e-2}
+distributed: {deepspeed: null}
+tracking: {enabled: false}
+output: {dir: runs/smollm2_film_reviews}
+compare: {methods: {head_only: {}, sk_prefix: {}}}
+"""
+"""Stands for every recipe that is trained."""
 OWN_FILES = {"films.yaml"}
 """Recipes that the tutorial makes."""
 
@@ -47,11 +80,8 @@ def test_it_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if line.startswith(tuple(NOT_RUN)):
         return
     monkeypatch.chdir(ROOT)
-    found = re.search(r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|compare)\.py)\s(?P<rest>.*)", line)
-    assert found, f"neither a command of sktune nor in NOT_RUN: {line}"
-    words = shlex.split(found["rest"], comments=True)
-    if found["launcher"]:
-        words.insert(0, found["launcher"])
+    words = words_of(line)
+    assert words, f"neither a command of sktune nor in NOT_RUN: {line}"
     name, *arguments = words
     command = sktune.get_command(sktune.make_context("sktune", ["list"]), name)
     assert command is not None, name
@@ -67,6 +97,76 @@ def test_it_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 files = list(ROOT.glob(pattern))
                 assert files, pattern
                 load_recipe(files[0], overrides)
+
+
+def words_of(line: str) -> list[str]:
+    """A command of sktune as its arguments, however it is started; empty for what is none."""
+    found = re.search(r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|compare)\.py)\s(?P<rest>.*)", line)
+    if line.startswith(tuple(NOT_RUN)) or found is None:
+        return []
+    return [*filter(None, [found["launcher"]]), *shlex.split(found["rest"], comments=True)]
+
+
+def to_run() -> list[Any]:
+    """Of all documents but the tutorial, whose commands run as one script below."""
+    found = {}
+    for path in DOCUMENTS:
+        for words in map(words_of, commands_of(path) if path.name != "tutorial.md" else []):
+            if words and not " ".join(words).startswith(tuple(ONLY_UNDERSTOOD)):
+                found[tuple(words)] = pytest.param(words, id=f"{path.name}: {' '.join(words)[:60]}")
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the documents have it: recipes, a model and data of one's own, a trained run and a comparison."""
+    folder = tmp_path_factory.mktemp("documents")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
+    shutil.copytree(resolve("embedded:llama"), folder / "models" / "Llama-2-7b")
+    (folder / "my_folder").mkdir()
+    for split in ("train", "dev"):
+        rows = [{"text": text, "label": label} for text, label in (("a fine film", "good"), ("a dull one", "bad")) * 4]
+        (folder / "my_folder" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with contextlib.chdir(folder):
+        assert main(["train", "small.yaml"]) == 0
+        assert main(["compare", "small.yaml", "--output", "runs/three"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("words", to_run())
+def test_it_runs(words: list[str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    name, *arguments = words
+    if name in ("train", "compare"):
+        arguments = ["small.yaml" if one.startswith("recipes/") else one for one in arguments]
+    if name == "train" and "--resume" not in arguments and not any(one.startswith("output.dir=") for one in arguments):
+        arguments.append(f"output.dir={tmp_path / 'run'}")
+    if name == "validate":
+        arguments = [str(file) for one in arguments for file in (sorted(place.glob(one)) if "*" in one else [one])]
+    assert main([name, *arguments]) == 0
+
+
+SNIPPETS = [
+    pytest.param(path, number, id=f"{path.name}: {number}")
+    for path in DOCUMENTS
+    for number in range(1, 1 + path.read_text(encoding="utf-8").count("\n```yaml\n"))
+]
+
+
+@pytest.mark.parametrize(("document", "number"), SNIPPETS)
+def test_parts_of_a_recipe_train(document: Path, number: int, tmp_path: Path) -> None:
+    """A page's parts follow each other: a later one is added to those before it."""
+    recipe: dict[str, Any] = yaml.safe_load(SMALL)
+    model, data = recipe["model"], recipe["data"]
+    for text in re.findall(r"^```yaml\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S)[:number]:
+        for section, fields in yaml.safe_load(text).items():
+            replaced = section in ("method", "task")
+            recipe[section] = fields if replaced else {**recipe.get(section, {}), **fields}
+    recipe |= {"model": model, "data": data, "output": {"dir": str(tmp_path / "run")}}  # nothing is fetched
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["train", str(file)]) == 0
 
 
 def test_the_tutorial_runs(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ def test_of_two_classes_the_last_is_the_positive_one() -> None:
     # 3 of 4 "no" and 1 of 2 "yes" are right: yes has precision 1/2 and recall 1/2, no 3/4 and 3/4.
     references = ["no", "no", "no", "no", "yes", "yes"]
     predictions = ["no", "no", "no", "yes", "yes", "no"]
-    found = class_metrics(references, predictions, "yes")
+    found = class_metrics(references, predictions, ("no", "yes"))
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["positive_f1"] == pytest.approx(1 / 2)
     assert found["f1"] == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert found["matthews"] == pytest.approx(0.25)  # (3*1 - 1*1) / sqrt(2 * 2 * 4 * 4)
-    assert class_metrics(references, predictions, "no")["positive_f1"] == pytest.approx(3 / 4)
+    assert class_metrics(references, predictions, ("yes", "no"))["positive_f1"] == pytest.approx(3 / 4)
 
 
 def test_a_positive_class_that_is_never_answered_scores_nothing() -> None:
-    assert class_metrics(["yes", "no"], ["no", "no"], "yes")["positive_f1"] == 0.0
+    assert class_metrics(["yes", "no"], ["no", "no"], ("no", "yes"))["positive_f1"] == 0.0
 
 
 def test_entities_count_when_their_ends_and_types_are_right() -> None:

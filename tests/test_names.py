@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sktune import files
+from sktune.methods import METHODS
+from sktune.registry import Registry
+from sktune.tasks import TASKS
 from sktune.tracking import names
 
 SKTUNE = Path(__file__).resolve().parents[1] / "sktune"
+NAMING: dict[str, str] = {
+    "__init__.py": "public classes, for type checkers and editors",
+    "cli/compare.py": "examples in the help",
+    "cli/init.py": "examples in the help, and the method of a new recipe",
+    "methods/llama_adapter/module.py": "advises another method where it is not available itself",
+}
+"""Modules outside a method's or a task's folder that name one, and why; none of them treats it differently."""
 METRIC_PREFIXES = ("train/", "validation/", "test/", "speed/", "memory/", names.FINAL_PREFIX, names.COMPARE_PREFIX)
 
 
@@ -55,3 +66,38 @@ def test_output_files_are_named_in_one_module() -> None:
         (module, text) for room in ("training", "comparison", "tracking", "model") for module, text in _texts(room)
     }
     assert not {(module, text) for module, text in found if text in known}
+
+
+def _named(registry: Registry) -> dict[str, str]:
+    """What an entry is called in code -> its folder."""
+    found = {}
+    for name in registry:
+        implementation = registry.implementation(name)
+        folder = implementation.__module__.removeprefix("sktune.").replace(".", "/").rpartition("/")[0]
+        for called in (name, implementation.__name__, registry.config(name).__name__):
+            found[called] = folder
+    return found
+
+
+def _imports() -> Iterator[tuple[str, str]]:
+    for path in SKTUNE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = [name.name for name in node.names]
+                text = " ".join([getattr(node, "module", None) or "", *names]).replace(".", " ")
+                yield str(path.relative_to(SKTUNE)), text
+
+
+def test_methods_and_tasks_are_named_in_their_registry_alone() -> None:
+    """Everything else asks traits, so that one more is a folder and a line."""
+    named = {**_named(METHODS), **_named(TASKS)}
+    found = set()
+    for module, text in [*_texts(), *_imports()]:
+        if module in ("methods/__init__.py", "tasks/__init__.py") or module.startswith("embedded/"):
+            continue
+        for called, folder in named.items():
+            # English has two of the names too: there the whole text is what counts.
+            there = text == called if called in ("full", "regression") else re.search(rf"\b{called}\b", text)
+            if there and not module.startswith(f"{folder}/"):
+                found.add((module, called))
+    assert {module for module, _ in found} == set(NAMING), sorted(found)

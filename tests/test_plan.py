@@ -459,6 +459,19 @@ def test_the_readme_shows_what_the_command_says(
     assert [line for line in shown[3].splitlines() if line] == printed[-2:]
 
 
+def test_the_command_imports_no_compiler_and_leaves_the_real_one_to_others() -> None:
+    """They take as long to import as the plan to make."""
+    program = (
+        "import sys; from sktune.cli import main; status = main(['plan', sys.argv[1]]);"
+        "assert 'scipy.optimize' not in sys.modules and 'torch._dynamo' not in sys.modules;"
+        "import torch._dynamo; assert torch.compiler.disable(len) is not len; sys.exit(status)"
+    )
+    command = [sys.executable, "-c", program, str(CONLL)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "quantized weights" in found.stdout
+
+
 def test_json_holds_integers(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe_file), "training.gradient_checkpointing=true", "--gpus", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -123,6 +123,10 @@ def test_a_text_in_front_brings_the_bos_and_the_input_does_not(method: MethodCon
         1 + brings + (family == "bert"),
     ]
     assert tuned.encode("w4")["input_ids"].shape[0] == 1
+    with pytest.raises(UserError, match="2 texts and 1 second texts"):
+        tuned.encode(["w1", "w2"], "w3")
+    with tuned.disable_adapter():
+        assert int(tuned.encode("w4")["input_ids"][0, 0]) == OPENING
     if family == "bert":
         assert encoded["input_ids"][0, -1] == CLOSING
 

@@ -486,6 +486,21 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "data.conll_tag_column",
         changed({"data": {"path": "folder", "conll_tag_column": 2}}),
     ),
+    "states_are_kept_where_something_is_frozen": (
+        changed({"training": {"frozen_states_dir": "kept", "frozen_states": "off"}}),
+        "training.frozen_states_dir",
+        changed({"training": {"frozen_states_dir": "kept", "frozen_states": "auto"}}),
+    ),
+    "column_names_are_of_text_tables": (
+        changed(SENTENCES, {"data": {"path": "folder", "format": "jsonl", "column_names": ["text", "label"]}}),
+        "data.column_names",
+        changed(SENTENCES, {"data": {"path": "folder", "format": "csv", "column_names": ["text", "label"]}}),
+    ),
+    "splits_name_something": (
+        changed({"data": {"path": "folder", "train": []}}),
+        "data.train",
+        changed({"data": {"path": "folder", "train": ["a.conll", "b.conll"]}}),
+    ),
     "sample_limits_need_their_split": (
         changed({"data": {"max_test_samples": 3}}),
         "data.max_test_samples",
@@ -859,7 +874,7 @@ def test_a_deepspeed_file_must_exist(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     wrong = changed({"distributed": {"deepspeed": str(own)}})
     assert "no such DeepSpeed file" in problems_of(wrong)["distributed.deepspeed"]
-    own.write_text("{}", encoding="utf-8")
+    own.write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8")
     assert parse_recipe(wrong).distributed.deepspeed == str(own)
 
 

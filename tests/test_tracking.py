@@ -20,7 +20,7 @@ import mlflow.utils.validation as mlflow_limits
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sktune.errors import UserError, named_line
+from sktune.errors import UserError, hide_password, named_line
 from sktune.files import FIGURES_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe.document import read_document
 from sktune.sections import TrackingSection
@@ -30,7 +30,7 @@ from sktune.tracking.figures import confusion_matrix_figure, per_type_f1_figure
 from sktune.tracking.names import as_params, sanitise_name, sanitise_names
 from sktune.tracking.record import Record
 from sktune.tracking.replay import replay
-from sktune.tracking.uri import hide_password, open_client
+from sktune.tracking.uri import open_client
 
 RECIPE = {
     "model": {"name_or_path": "embedded:llama", "tokenizer": None},

@@ -99,8 +99,8 @@ def sublayer_outputs(block: nn.Module, family: str) -> tuple[nn.Module, nn.Modul
         if attention in modules and feedforward in modules:
             return modules[attention], modules[feedforward]
     raise UserError(
-        f"method.name: bottleneck_adapter is not available for {family}: the ends of its attention and feed-forward "
-        "are not known by name; use lora"
+        f"method.name: a method behind attention and feed-forward is not available for {family}: where those end is "
+        f"not known by name; choose a method that does not need that (`sktune list methods`)"
     )
 
 

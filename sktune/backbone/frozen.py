@@ -202,8 +202,8 @@ class Backbone(nn.Module):
             return
         if not getattr(self.base, "_supports_attention_backend", False):
             raise UserError(
-                f"method.name: {method} is not available for {self.family}: its attention does not use "
-                "transformers' attention interface; use sk_prompt or lora"
+                f"method.name: {method} is not available for {self.family}: its attention does not use transformers' "
+                "attention interface; choose a method in front of the input (`sktune list methods`)"
             )
         register_prefix_attention()
         self._routes_attention = True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
-from sktune.embedded import model_location
+from sktune.embedded import model_location, must_be_here
 from sktune.errors import UserError
 
 GGUF = ".gguf"
@@ -41,6 +41,8 @@ def find_gguf(
         )
     if place.suffix == GGUF and not place.is_dir():
         raise UserError(f"{field}: there is no file {name!r}; give the path of a .gguf file")
+    if must_be_here(name) and not place.is_dir():
+        raise UserError(f"{field}: there is no folder {name!r}; give the folder of a model, a .gguf file, or a hub id")
     if file_name is not None:
         return _inside(name, file_name, revision)
     weights = [".safetensors", *PICKLES]
@@ -69,6 +71,21 @@ def _inside(name: str, file_name: str, revision: str | None) -> Path:
 
 def _listed(files: list[Path]) -> str:
     return ", ".join(file.name for file in files[:8]) + (", ..." if len(files) > 8 else "") if files else "none"
+
+
+def unreadable_safetensors(file: Path, error: Exception) -> str:
+    """Why a safetensors file cannot be read, in one line; what else it is, where it is a pickle by that name."""
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(4)
+    except OSError as own:
+        return f"{file} cannot be read ({own.strerror})"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return (
+            f"{file} is a pickle under another name (torch.save writes them): reading one can run code, so it is never "
+            "read; ask for safetensors"
+        )
+    return f"{file} is truncated or damaged and cannot be read ({' '.join(str(error).split())})"
 
 
 def not_loadable(name: str, error: Exception) -> str:

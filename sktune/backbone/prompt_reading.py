@@ -80,8 +80,8 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor, method: str) 
     widths = (record[0][1].key.shape[-1], record[0][1].value.shape[-1]) if record else (0, 0)
     if not regular or record[0][1].key.shape[1] * max(widths) != backbone.key_value_width:
         raise UserError(
-            f"method.name: {method} is not available for {backbone.family}: it needs one self-attention of the "
-            f"same shape in each of its {depth} layers; use sk_prompt or lora"
+            f"method.name: {method} is not available for {backbone.family}: it needs one self-attention of the same "
+            f"shape in each of its {depth} layers; choose a method in front of the input (`sktune list methods`)"
         )
     # [2, layers, kv_heads, P, head_dim]; kept for the whole run, so in one piece and without a second copy.
     states = torch.stack(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from sktune.backbone.gguf import GgufWeights
-from sktune.backbone.model_files import find_gguf, not_loadable
+from sktune.backbone.model_files import find_gguf, not_loadable, unreadable_safetensors
 from sktune.embedded import model_location
 from sktune.errors import UserError
 from sktune.sections import ModelSection
@@ -122,7 +122,7 @@ class SafetensorsWeights:
                 handle = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise UserError(
-                    f"model.name_or_path: {file} is truncated or damaged ({error}); download or copy it again"
+                    f"model.name_or_path: {unreadable_safetensors(file, error)}; download or copy it again"
                 ) from error
             for name in handle.keys():  # noqa: SIM118 - not a mapping
                 self._files[name] = file

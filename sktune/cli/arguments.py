@@ -121,9 +121,9 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     return _with_local_rank(function)
 
 
-def with_output(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what names a finished run and changes its recipe: `output`, `overrides`."""
-    function = click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")(function)
+def with_output(function: Callable[..., Any], before: str = "") -> Callable[..., Any]:
+    """Adds what names a finished run and changes its recipe: `output`, `overrides`, what may stand `before` these."""
+    function = click.argument("overrides", nargs=-1, metavar=f"{before}[SECTION.FIELD=VALUE]...")(function)
     function = click.argument("output", type=click.Path(path_type=Path))(function)
     return _with_local_rank(function)
 

@@ -16,9 +16,10 @@ import click
 from click.shell_completion import shell_complete
 
 from sktune import __version__
+from sktune.terminal import complain
 
 COMMANDS = (
-    "init", "list", "validate", "plan", "train", "evaluate", "predict", "compare", "report", "fetch",
+    "init", "list", "validate", "plan", "train", "evaluate", "predict", "export", "compare", "report", "fetch",
 )  # fmt: skip
 """Each is the click command `command` of the module `sktune.cli.<name>`; the order is that of the help."""
 
@@ -26,7 +27,7 @@ KNOWN_ELSEWHERE = {
     "fit": "train", "finetune": "train", "run": "train", "eval": "evaluate", "test": "evaluate", "score": "evaluate",
     "infer": "predict", "inference": "predict", "generate": "predict", "check": "validate", "lint": "validate",
     "download": "fetch", "pull": "fetch", "ls": "list", "memory": "plan",
-    "sweep": "compare", "benchmark": "compare",
+    "convert": "export", "save": "export", "sweep": "compare", "benchmark": "compare",
 }  # fmt: skip
 """What other tools call the same command."""
 
@@ -93,5 +94,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return help_text.exit_code
     except click.UsageError as mistake:
         help_of = f"; see {mistake.ctx.command_path} --help" if mistake.ctx is not None else ""
-        print(f"error: {mistake.format_message().rstrip('.')}{help_of}", file=sys.stderr)
+        complain(f"error: {mistake.format_message().rstrip('.')}{help_of}")
         return mistake.exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_logging, with_recipe
 from sktune.errors import UserError
 from sktune.process import guarded, join_ranks, leave
+from sktune.terminal import complain, say
 from sktune.training.stopping import advising
 
 _EXAMPLES = """examples:
@@ -115,20 +115,20 @@ def _run(
         message = refusal_message(refused)
         if not skip_refused or not cells:
             raise UserError(message)
-        print(message, file=sys.stderr)
+        complain(message)
     with advising("the same command goes on from there"):
         ranks = join_ranks(own.distributed.timeout_seconds)
         from sktune.cli.report import print_report
         from sktune.comparison.runner import compare
-        from sktune.tracking.uri import hide_password
+        from sktune.errors import hide_password
 
         report = compare(cells, base, overrides, folder, ranks)
     if report is not None:  # on the main rank
         print_report(report, "table")
-        print(f"comparison: {folder}  (report: {folder}/report/report.md)")
+        say(f"comparison: {folder}  (report: {folder}/report/report.md)")
         if own.tracking.enabled:
             uri = hide_password(own.tracking.tracking_uri)
-            print(f"tracked: {uri}, experiment {own.tracking.experiment_name}", flush=True)
+            say(f"tracked: {uri}, experiment {own.tracking.experiment_name}", flush=True)
     ranks.barrier()  # a launcher ends the others when one has gone
     leave()
     return int(report is not None and any(cell.name in report.failed for cell in cells))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from sktune.cli.arguments import OverridingCommand, with_logging, with_output
 from sktune.process import guarded, join_ranks, leave
+from sktune.terminal import say_json
 
 _EXAMPLES = """examples:
   sktune evaluate runs/smollm2_film_reviews
@@ -39,4 +39,4 @@ def _run(output: Path, split: str, overrides: Sequence[str]) -> None:
     result = evaluate_run(output, split, ranks, overrides)
     leave()
     if ranks.is_main:
-        print(json.dumps(result, indent=1))
+        say_json(result, indent=1)

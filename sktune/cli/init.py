@@ -15,6 +15,7 @@ import click
 from sktune.cli.arguments import Command
 from sktune.errors import UserError
 from sktune.process import guarded
+from sktune.terminal import say
 
 _EXAMPLES = """examples:
   sktune init
@@ -77,7 +78,7 @@ def _write(data: Path, model: str, task: str, output: Path) -> None:
     parse_recipe(yaml.safe_load(text), str(output))  # what is written validates
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
-    print(f"{output}: written ({found})\nnext: sktune validate {output} --data; sktune train {output}")
+    say(f"{output}: written ({found})\nnext: sktune validate {output} --data; sktune train {output}")
 
 
 def _look_into(data: Path, task: str) -> tuple[dict[str, str], str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sktune.cli.arguments import Command
+from sktune.terminal import say
 
 _EXAMPLES = """examples:
   sktune list methods
@@ -37,7 +38,7 @@ def command(what: str, section: str | None, kind: str) -> int:
     if kind == "markdown":
         from sktune.cli.fields import as_markdown
 
-        print(as_markdown(section), end="")
+        say(as_markdown(section), end="")
         return 0
     lines = {"methods": _methods, "tasks": _tasks, "recipes": _recipes}[what]() if what != "fields" else None
     if lines is None:
@@ -45,7 +46,7 @@ def command(what: str, section: str | None, kind: str) -> int:
 
         lines = as_lines(section)
     for line in lines:
-        print(line)
+        say(line)
     return 0
 
 

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from sktune.cli.arguments import OverridingCommand, with_logging, with_output
+from sktune.cli.arguments import OverridingCommand, is_override, with_logging, with_output
 from sktune.errors import UserError
 from sktune.process import guarded, join_ranks
+from sktune.terminal import complain, say, say_json
+
+if TYPE_CHECKING:
+    from sktune.data.questions import Question
+    from sktune.recipe import Recipe
+
+logger = logging.getLogger("sktune")
 
 _EXAMPLES = """examples:
   sktune predict runs/smollm2_film_reviews --text "One of the best films I have seen in years."
-  sktune predict runs/sentiment --file sentences.txt
+  sktune predict runs/sentiment sentences.txt
+  sktune predict runs/sentiment reviews.csv data.text_column=review --output answers.jsonl
+  sktune predict runs/ner news.conll --output tagged.conll --on-error skip
 """
 
 
 @click.command("predict", cls=OverridingCommand, epilog=_EXAMPLES)
-@with_output
+@partial(with_output, before="[FILE] ")
 @click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
 @click.option("--text-pair", "pairs", multiple=True, help="The second text of a pair, one for each --text.")
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="A text file, one text a line; every line is answered, blank ones too.",
+    help="A file of texts: lines of plain text (every line is answered, blank ones too), JSON lines, CSV, TSV, Parquet "
+    "or CoNLL columns, with the columns of the recipe. May also stand behind OUTPUT.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(("auto", "text", "conll", "jsonl", "csv", "tsv", "parquet")),
+    default="auto",
+    show_default=True,
+    help="Of the file; auto: by its ending, and plain text where that says nothing.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    show_default=True,
+    help="What a line that cannot be read does: stop before anything is answered, or be named and left out.",
+)
+@click.option(
+    "--output",
+    "answers_file",
+    type=click.Path(path_type=Path),
+    help="Write the answers there instead: .jsonl, .csv, .tsv, or .conll for tagged words.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every detail.")
 @with_logging
@@ -35,37 +67,83 @@ def command(
     texts: tuple[str, ...],
     pairs: tuple[str, ...],
     file: Path | None,
+    format: str,
+    on_error: str,
+    answers_file: Path | None,
     as_json: bool,
 ) -> int:
     """Answer new texts with a trained adapter.
 
     OUTPUT is the output.dir of a finished run.
     """
-    return guarded(_run, output, overrides, texts, list(pairs) or None, file, as_json)
+    files = [Path(item) for item in overrides if not is_override(item)] + ([] if file is None else [file])
+    if len(files) > 1:
+        raise click.UsageError(f"one file at a time, not {', '.join(map(str, files))}", click.get_current_context())
+    if files and texts:
+        raise click.UsageError("give --text or a file, not both", click.get_current_context())
+    changes = [item for item in overrides if is_override(item)]
+    source = files[0] if files else None
+    return guarded(_run, output, changes, texts, pairs, source, format, on_error == "skip", answers_file, as_json)
 
 
 def _run(
     output: Path,
     overrides: Sequence[str],
-    given: Sequence[str],
-    pairs: list[str] | None,
+    texts: Sequence[str],
+    pairs: Sequence[str],
     file: Path | None,
+    format: str,
+    skip: bool,
+    answers_file: Path | None,
     as_json: bool,
 ) -> None:
-    # Bytes of the command line that are not UTF-8 come as lone surrogates, which no file and no terminal takes.
-    texts = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in given]
-    if file is not None:
-        from sktune.data.text_files import read_lines
-
-        try:
-            lines = read_lines(file)
-        except OSError as error:
-            raise UserError(f"--file: {file} cannot be read: {error.strerror}") from error
-        texts += lines[:-1] if lines[-1] == "" else lines  # the last newline ends a line, and begins none
-    if not texts:
-        raise UserError("--text: nothing to predict; give --text or --file")
+    if file is None and not texts:
+        raise UserError("--text: nothing to predict; give --text, or a file")
     ranks = join_ranks(1800)
-    from sktune.inference import predict
+    from sktune.cli.answers import check_output, write_answers
+    from sktune.inference import answer, predict
+    from sktune.model.adapter import adapter_folder, read_recipe
 
-    for answer in predict(output, texts, pairs, ranks, overrides, blanks=file is not None):
-        print(json.dumps(answer, ensure_ascii=False) if as_json else answer.line)
+    recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
+    if answers_file is not None:
+        check_output(answers_file, words=recipe.task.reads_words)
+    if file is None:
+        # Bytes of the command line that are not UTF-8 come as lone surrogates, which no file and no terminal takes.
+        first, second = (
+            [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in given]
+            for given in (texts, pairs)
+        )
+        answers = predict(output, first, second or None, ranks, overrides)
+    else:
+        answers = answer(output, _of_file(file, format, recipe, overrides, skip), ranks, overrides)
+    if answers_file is not None:
+        complain(f"{write_answers(answers, answers_file)} answers: {answers_file}")
+        return
+    for found in answers:
+        if as_json:
+            say_json(found)
+        else:
+            say(found.line)
+
+
+def _of_file(file: Path, format: str, recipe: Recipe, overrides: Sequence[str], skip: bool) -> list[Question]:
+    from sktune.data.questions import read_questions
+
+    # The encoding that the recipe names is that of the training data.
+    said = any(override.partition("=")[0].strip() in ("data", "data.encoding") for override in overrides)
+    data = recipe.data if said else recipe.data.model_copy(update={"encoding": None})
+    questions: list[Question] = []
+    skipped = 0
+    for found in read_questions(file, format, data, recipe.task.name, words=recipe.task.reads_words):
+        if not isinstance(found, UserError):
+            questions.append(found)
+        elif skip:
+            logger.warning("%s; skipped", found)
+            skipped += 1
+        else:
+            raise UserError(f"{found}; correct it, or leave out what cannot be read with --on-error skip")
+    if skipped:
+        logger.warning("%s: %d of %d skipped", file, skipped, skipped + len(questions))
+    if not questions:
+        raise UserError(f"--file: {file} holds no text to be answered")
+    return questions

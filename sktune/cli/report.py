@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sktune.cli.arguments import Command
 from sktune.errors import UserError
 from sktune.files import COMPARISON_FILE, REPORT_FOLDER
 from sktune.process import guarded, prepare_process
+from sktune.terminal import complain, make_console, say
 
 _EXAMPLES = """examples:
   sktune report runs/compare/newswire
@@ -72,20 +72,18 @@ def _run(comparison: str, kind: str, tracking_uri: str | None, output: Path | No
     report = build_report(results)
     files = write_report(report, output or place)
     print_report(report, kind)
-    print(f"written: {', '.join(str(file) for file in files)}", file=sys.stderr)
+    complain(f"written: {', '.join(str(file) for file in files)}")
     return 0
 
 
 def print_report(report: Any, kind: str) -> None:
     """Prints a report as `table`, `md`, `csv` or `json`."""
-    from rich.console import Console
-
     from sktune.comparison import tables
 
     if kind == "table":
-        console = Console()
+        console = make_console()
         # Without a terminal nobody sees a width: lines are as long as they are.
-        (console if console.is_terminal else Console(width=200)).print(tables.as_table(report))
+        (console if console.is_terminal else make_console(width=200)).print(tables.as_table(report))
     else:
         texts = {"md": tables.as_markdown, "csv": tables.as_csv, "json": tables.as_json}
-        print(texts[kind](report), end="")
+        say(texts[kind](report), end="")

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from sktune.cli.arguments import OverridingCommand, recipe_and_overrides, with_logging, with_recipe
-from sktune.process import guarded, importing, join_ranks, leave, prepare_process
+from sktune.imports import importing
+from sktune.process import guarded, join_ranks, leave, prepare_process
+from sktune.terminal import make_console, say
 from sktune.training.stopping import advising
 
 _EXAMPLES = """examples:
@@ -68,8 +70,6 @@ def _rehearse(recipe_file: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(recipe_file, overrides)
     check_fetched(recipe.model.name_or_path, recipe.model.tokenizer, recipe.data.path)
     prepare_process()
-    from rich.console import Console
-
     from sktune.cli.inspection import inspect_data, steps_of
     from sktune.planning.planner import plan
     from sktune.planning.report import print_plan
@@ -79,9 +79,9 @@ def _rehearse(recipe_file: str, overrides: Sequence[str]) -> None:
         return
     lines, lengths = inspect_data(recipe)
     for line in [*lines, steps_of(recipe, lengths, ranks)]:
-        print(line)
-    print_plan(Console(soft_wrap=True, emoji=False), plan(recipe, ranks=ranks), None)
-    print("dry run: nothing was trained or written")
+        say(line)
+    print_plan(make_console(soft_wrap=True, emoji=False), plan(recipe, ranks=ranks), None)
+    say("dry run: nothing was trained or written")
 
 
 def _print_summary(summary: dict[str, Any], output_dir: str, tracking: Any) -> None:
@@ -89,10 +89,10 @@ def _print_summary(summary: dict[str, Any], output_dir: str, tracking: Any) -> N
         value = summary[name]
         if "/rank" not in name and value is not None:
             shown = f"{value:,.4f}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
-            print(f"  {name:<48} {shown:>18}")
-    print(f"adapter: {output_dir}/adapter")
+            say(f"  {name:<48} {shown:>18}")
+    say(f"adapter: {output_dir}/adapter")
     if tracking.enabled:
-        from sktune.tracking.uri import hide_password
+        from sktune.errors import hide_password
 
         uri = hide_password(tracking.tracking_uri)
-        print(f"tracked: {uri}" + (f"  (mlflow ui --backend-store-uri {uri})" if uri.startswith("sqlite") else ""))
+        say(f"tracked: {uri}" + (f"  (mlflow ui --backend-store-uri {uri})" if uri.startswith("sqlite") else ""))

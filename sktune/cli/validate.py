@@ -8,6 +8,7 @@ import click
 
 from sktune.cli.arguments import OverridingCommand, is_override
 from sktune.process import guarded
+from sktune.terminal import say
 
 _EXAMPLES = """examples:
   sktune validate recipes/*.yaml
@@ -41,4 +42,4 @@ def _open_data(recipes: Sequence[str], overrides: Sequence[str]) -> None:
         recipe = load_recipe(path, overrides)
         check_fetched(recipe.model.name_or_path, recipe.model.tokenizer, recipe.data.path)
         lines, _ = inspect_data(recipe)
-        print("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))
+        say("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))

@@ -82,7 +82,7 @@ def plan_cells(
     Raises:
         UserError: for a recipe that is wrong by itself, or nothing to compare.
     """
-    base = load_recipe_document(source, overrides)
+    base = load_recipe_document(source, overrides, comparing=True)
     section = base.recipe.compare
     folder = folder or Path(base.recipe.output.dir)
     methods = _methods(base, section, chosen, overrides)
@@ -148,7 +148,7 @@ def _methods(
     labels = list(dict.fromkeys(chosen or section.methods))
     if not labels:
         raise UserError(
-            f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},lora,... "
+            f"compare.methods: nothing to compare in {base.source}; give --methods {base.recipe.method.name},... "
             "or list methods in the recipe's section compare"
         )
     _refuse_unread(overrides, own, written)

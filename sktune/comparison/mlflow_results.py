@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sktune.comparison.results import CellState, ComparisonState, Status
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password
 from sktune.tracking import names
-from sktune.tracking.uri import first_line, hide_password, open_client
+from sktune.tracking.uri import first_line, open_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -11,13 +11,14 @@ from sktune.comparison.cells import Cell
 from sktune.comparison.report import Report
 from sktune.comparison.results import ComparisonState
 from sktune.distributed.ranks import Ranks
+from sktune.errors import hide_password
 from sktune.files import CELLS_FOLDER, REPORT_FOLDER, TRACKING_STATE_FILE
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.metrics import SMALLER_IS_BETTER
 from sktune.tracking import Tracker, names, start_tracking
 from sktune.tracking.record import LOCAL_PREFIX, RUNNING, Record
 from sktune.tracking.saved_view import metric_column, save_view, tag_column, view_address
-from sktune.tracking.uri import first_line, hide_password, open_client
+from sktune.tracking.uri import first_line, open_client
 from sktune.training.checkpoint import latest_checkpoint
 from sktune.training.tracked import run_tags
 

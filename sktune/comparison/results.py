@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sktune.comparison.cells import Cell
@@ -168,11 +168,15 @@ def load_state(folder: Path) -> ComparisonState:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         cells = [CellState(**cell) for cell in values.pop("cells")]
-        return ComparisonState(**values, cells=cells)
+        state = ComparisonState(**values, cells=cells)
+        inside = [PurePosixPath(name).parts for cell in cells for name in (cell.folder, cell.curves)]
     except OSError as error:
         raise UserError(f"{path}: no comparison can be read there ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a comparison that sktune has written ({error})") from error
+    if any(parts[:1] != (CELLS_FOLDER,) or len(parts) < 2 or ".." in parts for parts in inside):
+        raise UserError(f"{path}: a cell's folder is not in {CELLS_FOLDER}/, so sktune has not written this file")
+    return state
 
 
 def read_results(folder: Path) -> ComparisonState:

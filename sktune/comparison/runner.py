@@ -25,19 +25,20 @@ from sktune.comparison.results import ComparisonState, load_state, read_results
 from sktune.comparison.tables import write_report
 from sktune.data import load_splits
 from sktune.distributed.ranks import Ranks
-from sktune.errors import UserError, named_line
+from sktune.errors import UserError, hide_password, named_line
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
     RECIPE_FILE,
     REPORT_FOLDER,
+    RUN_MARK,
     SUMMARY_FILE,
     write_whole,
 )
 from sktune.recipe import LoadedRecipe
 from sktune.tasks.task import build_task
 from sktune.tracking import Tracker, names
-from sktune.tracking.uri import hide_password
+from sktune.training.checkpoint import latest_checkpoint
 from sktune.training.output import kept_folder
 from sktune.training.run import train
 from sktune.training.tracked import ended
@@ -125,6 +126,8 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
     earlier: dict[str, Any] = {}
     if ranks.is_main:
         earlier = _earlier_summary(place)
+        if latest_checkpoint(place) is None and (place / RUN_MARK).exists():
+            shutil.rmtree(place)  # of a cell that takes no steps and was killed near its end
         (place / ERROR_FILE).unlink(missing_ok=True)
         state.note(folder, cell.name, "running")
     try:

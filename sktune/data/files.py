@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
+from sktune.data.conll import CONLL_U
 from sktune.data.text_files import ending as ending_of
 from sktune.data.text_files import read_lines
-from sktune.embedded import is_embedded, resolve
+from sktune.embedded import is_embedded, must_be_here, resolve
 from sktune.errors import UserError
 from sktune.sections import DataSection
 
-_CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
+_CONLL = (".conll", ".iob", ".iob2", ".bio", CONLL_U, ".txt")
 _TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 ENDINGS = (*_CONLL, *_TABLES)
 
@@ -36,9 +38,37 @@ def local_folder(data: DataSection) -> Path | None:
             f"data.path: {data.path} is a file. Set data.path to its folder ({folder.parent}) and data.train "
             f"to its name ({folder.name})."
         )
-    if data.format != "auto" or data.path.startswith((".", "/", "~")) or Path(data.train).is_absolute():
+    if (
+        data.format != "auto"
+        or must_be_here(data.path)
+        or any(Path(name).is_absolute() for name in names_of(data.train))
+    ):
         raise UserError(f"data.path: there is no folder {data.path}. Give an existing folder or a hub dataset id.")
     return None
+
+
+def names_of(split: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names in a field of the recipe that may hold one, several or none."""
+    return () if split is None else (split,) if isinstance(split, str) else split
+
+
+def find_files(folder: Path, names: tuple[str, ...], field: str) -> list[Path]:
+    """The files that the recipe's `field` means, each once: see `find_file`; a pattern means all that fit, by name.
+
+    Raises:
+        UserError: as `find_file`, and where a pattern fits no file.
+    """
+    found: list[Path] = []
+    for name in names:
+        place = folder / Path(name).expanduser()
+        if glob.has_magic(name) and not place.is_file():
+            fitting = sorted(Path(path) for path in glob.glob(str(place)) if Path(path).is_file())
+            if not fitting:
+                raise UserError(f"{field}: no file fits {name!r} in {folder}.")
+            found += fitting
+        else:
+            found.append(find_file(folder, name, field))
+    return list(dict.fromkeys(found))
 
 
 def find_file(folder: Path, name: str, field: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sktune.data.agreement import check_known_labels, contradictions, outside_range, repeated_examples
 from sktune.data.examples import Example, RawSplits, Reading
-from sktune.data.files import local_folder
+from sktune.data.files import local_folder, names_of
 from sktune.data.labels import absent_labels, unseen_labels
 from sktune.data.reading import Reader, read_split
 from sktune.errors import UserError
@@ -31,10 +31,10 @@ def load_splits(data: DataSection, task: Reader) -> RawSplits:
     """
     folder = local_folder(data)
     report: list[str] = []
-    train = _read(data, task, folder, data.train, "train", report)
+    train = _read(data, task, folder, "train", report)
     assert train is not None  # data.train cannot be null
-    validation = _read(data, task, folder, data.validation, "validation", report)
-    test = _read(data, task, folder, data.test, "test", report)
+    validation = _read(data, task, folder, "validation", report)
+    test = _read(data, task, folder, "test", report)
     labels = task.label_set(train)
     train_examples = _first(train, data.max_train_samples, "train", report)
     if labels is not None:
@@ -60,13 +60,13 @@ def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Seq
     Raises:
         UserError: as `load_splits`, and where the recipe has no such split or none of its rows has a label.
     """
-    name = getattr(data, split)
-    if name is None:
+    names = names_of(getattr(data, split))
+    if not names:
         raise UserError(f"--split: the recipe has no {split} data; name it with data.{split}=FILE_OR_SPLIT")
     report: list[str] = []
-    reading = _read(data, task, local_folder(data), name, split, report)
+    reading = _read(data, task, local_folder(data), split, report)
     if reading is None:
-        raise UserError(f"data.{split}: no row of {name} has a label, so there is nothing to score.")
+        raise UserError(f"data.{split}: no row of {', '.join(names)} has a label, so there is nothing to score.")
     kept = None if labels is None else tuple(labels)
     examples = _kept(data, task, reading, kept, split, report)
     return RawSplits(
@@ -78,12 +78,11 @@ def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Seq
     )
 
 
-def _read(
-    data: DataSection, task: Reader, folder: Path | None, name: str | None, split: str, report: list[str]
-) -> Reading | None:
-    if name is None:
+def _read(data: DataSection, task: Reader, folder: Path | None, split: str, report: list[str]) -> Reading | None:
+    names = names_of(getattr(data, split))
+    if not names:
         return None
-    reading = read_split(data, task, folder, name, split)
+    reading = read_split(data, task, folder, names, split)
     report.extend(reading.report)
     if reading.unlabelled and not reading.examples and split == "test":
         report.append(f"test: none of the {reading.unlabelled} rows has a label; the split is left out")
@@ -110,7 +109,7 @@ def _kept(
     """The examples of a split that is scored, after `data.max_*_samples`, in agreement with what was trained on."""
     examples = _first(reading, getattr(data, f"max_{split}_samples"), split, report)
     if labels is not None:
-        check_known_labels(examples, labels, split, reading.where, words=task.reads_words)
+        check_known_labels(examples, labels, split, reading.where, words=task.reads_entities)
         report += unseen_labels(reading.examples, labels, split)
         report += contradictions(examples, split)
     report += outside_range(trained, examples, split)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from sktune.errors import UserError
@@ -60,6 +61,46 @@ class Table:
 
     def _root(self, column: str) -> str:
         return column if column in self.names else column.partition(".")[0]
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """Tables one after the other, as one; its rows are counted through.
+
+    Raises:
+        UserError: where a column is not in all of them, or is coded differently.
+    """
+    first, *others = tables
+    if not others:
+        return first
+    for other in others:
+        if other.coded != first.coded:
+            raise UserError(f"{other.where}: its classes are not those of {first.where}; give files of one data set.")
+
+    def fetch(columns: list[str]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {column: [] for column in columns}
+        for table in tables:
+            for column, values in table.columns({column: column for column in columns}).items():
+                found[column] += values
+        return found
+
+    report = [line for table in tables for line in table.report]
+    starts = accumulate((table.length for table in tables), initial=0)
+    begins = ", ".join(f"{start} of {table.where}" for start, table in zip(starts, tables, strict=False))
+    report.append(f"rows are counted through {len(tables)} files; they begin at row {begins}")
+    where = f"{first.where} and {len(others)} more"
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    return Table(where, sum(table.length for table in tables), names, first.coded, fetch, report)
+
+
+def value_at(record: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value of one record in a column that may be `translation.en`; None where it is not there.
+
+    Raises:
+        UserError: beginning with `where`, where the column does not hold objects.
+    """
+    if column in record:
+        return record[column]
+    return _inside(record.get(column.partition(".")[0]), column, where)
 
 
 def _inside(cell: Any, column: str, where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> T
     return _table(dataset, where)
 
 
-def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
+def read_table(path: Path, format: str, encoding: str | None = None, names: Sequence[str] | None = None) -> Table:
     """A local file as a table.
 
     The cells of .csv and .tsv files stay text (`NA` and `007` are what they look like; no quoting in .tsv),
@@ -48,6 +49,7 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
         path: the file.
         format: `jsonl`, `csv`, `tsv` or `parquet`.
         encoding: as `data.encoding`.
+        names: of the columns of a .csv or .tsv file whose first line is a row; None: that line names them.
 
     Raises:
         UserError: naming the file (and the line of text) that cannot be read.
@@ -55,7 +57,7 @@ def read_table(path: Path, format: str, encoding: str | None = None) -> Table:
     if format == "jsonl":
         return read_json(path, encoding)
     if format in ("csv", "tsv"):
-        return read_separated(path, format, encoding)
+        return read_separated(path, format, encoding, names)
     import datasets
 
     try:

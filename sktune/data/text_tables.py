@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,19 @@ from sktune.errors import UserError
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
-def read_separated(path: Path, format: str, encoding: str | None) -> Table:
+def read_separated(path: Path, format: str, encoding: str | None, given: Sequence[str] | None = None) -> Table:
     # Not through `datasets`: pandas would guess types, and give names to surplus columns.
-    records = _records(path, format, encoding)
-    _, names = next(records, (0, []))
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: a column name occurs twice in the first line: {', '.join(names)}.")
+    records, names = _with_names(path, format, encoding, given)
     columns: dict[str, list[str | None]] = {name: [] for name in names}
     broken: list[int] = []
     row = 0
     for row, (line, cells) in enumerate(records, start=1):
         if len(cells) > len(names):
+            who = "data.column_names" if given else "the first line"
+            quoted = '; a cell with a comma in it needs quotes (").' if format == "csv" else "."
             raise UserError(
-                f"{path}: the first line names {len(names)} columns, line {line} has {len(cells)} cells. Name every "
-                "column there" + ('; a cell with a comma in it needs quotes (").' if format == "csv" else ".")
+                f"{path}: {who} names {len(names)} columns, line {line} has {len(cells)} cells. Name every column there"
+                + quoted
             )
         for name, cell in zip_longest(names, cells):
             columns[name].append(cell)
@@ -47,6 +46,68 @@ def read_separated(path: Path, format: str, encoding: str | None) -> Table:
             'that is not meant, a quote (") that nothing closes has swallowed rows'
         )
     return Table(str(path), row, names, {}, lambda wanted: {name: columns[name] for name in wanted}, report)
+
+
+def each_record(
+    path: Path, format: str, encoding: str | None, given: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """(number of its line, cells by column) of each record, or what is wrong with that one.
+
+    Args:
+        path: the file.
+        format: `jsonl`, `csv` or `tsv`; a list of objects in a .json file counts its rows instead of lines.
+        encoding: as `data.encoding`.
+        given: as `data.column_names`.
+
+    Raises:
+        UserError: for a file that cannot be read at all.
+    """
+    if format == "jsonl":
+        lines = read_lines(path, encoding)
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip().startswith("["):
+            yield from enumerate((_object(item, path, n) for n, item in enumerate(_list_of(lines, path))), start=1)
+            return
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, _object(_parse(line, path, number), path, number)
+                except UserError as error:
+                    yield number, error
+        return
+    records, names = _with_names(path, format, encoding, given)
+    for number, cells in records:
+        if len(cells) > len(names):
+            yield (
+                number,
+                UserError(f"{path}:{number}: {len(cells)} cells under the {len(names)} columns of the first line"),
+            )
+        else:
+            yield number, dict(zip_longest(names, cells))
+
+
+def _with_names(
+    path: Path, format: str, encoding: str | None, given: Sequence[str] | None
+) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
+    """The records that hold rows, and the names of their columns."""
+    records = _records(path, format, encoding)
+    names = list(given) if given is not None else next(records, (0, []))[1]
+    if len(set(names)) < len(names):
+        where = f"{path}: a column name occurs twice in the first line" if given is None else "data.column_names: twice"
+        raise UserError(f"{where}: {', '.join(names)}.")
+    return records, names
+
+
+def _list_of(lines: list[str], path: Path) -> list[Any]:
+    content = _parse("\n".join(lines), path, 1)
+    return content if isinstance(content, list) else [content]
+
+
+def _object(value: Any, path: Path, number: int) -> dict[str, Any] | UserError:
+    if not isinstance(value, dict):
+        return UserError(f"{path}:{number}: a JSON object with the columns is needed, not {str(value)[:60]!r}")
+    content: dict[str, Any] = _without_lone_surrogates(value)
+    return content
 
 
 def _records(path: Path, format: str, encoding: str | None) -> Iterator[tuple[int, list[str]]]:
@@ -110,3 +171,7 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: not JSON: {error.msg} at column {error.colno}.") from None
+    except (RecursionError, ValueError):  # brackets inside each other, a number of thousands of digits
+        raise UserError(
+            f"{path}:{first_line}: not JSON that can be read: nested too deep, or a number too long."
+        ) from None

@@ -16,6 +16,7 @@ from torch import nn
 from sktune.backbone import Backbone
 from sktune.errors import UserError
 from sktune.recipe import DEEPSPEED_PRESETS
+from sktune.recipe.deepspeed_file import read_deepspeed_file
 from sktune.sections import TrainingSection
 
 _AMOUNTS = (
@@ -44,24 +45,8 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
         UserError: for a missing or malformed file, and for settings that would break or contradict the recipe.
     """
     path = shipped_config_path(name) if name in DEEPSPEED_PRESETS else Path(name)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"distributed.deepspeed: no file {name!r}; allowed: {', '.join(DEEPSPEED_PRESETS)}, null, or a JSON file"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"distributed.deepspeed: {name}: line {error.lineno}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"distributed.deepspeed: {name} cannot be read as a JSON file: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"distributed.deepspeed: {name}: expected a JSON object at the top")
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
-        raise UserError(
-            f"distributed.deepspeed: {name}: zero_optimization.stage must be 1, 2 or 3; "
-            "for no ZeRO write null in the recipe"
-        )
+    config = read_deepspeed_file(path)
+    zero = config["zero_optimization"]
     for key, value in zero.items():
         if key.startswith("offload_") and value is not None and not isinstance(value, dict):
             raise UserError(

@@ -38,12 +38,19 @@ def resolve(name: str, kind: Kind | None = None) -> Path:
 
 
 def model_location(name: str) -> str:
-    """The folder or file of an `embedded:` model; hub ids and folders as they are.
+    """The folder or file of an `embedded:` model; hub ids as they are, and folders too, but for a leading `~`.
 
     Raises:
         UserError: see `resolve`.
     """
-    return str(resolve(name, "model")) if is_embedded(name) else name
+    if is_embedded(name):
+        return str(resolve(name, "model"))
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def must_be_here(name: str) -> bool:
+    """Whether a name can only be a path of this machine, no hub id: `./x`, `~/x`, `/x`, `a/b/c`, `runs/`."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1 or name.endswith("/")
 
 
 def is_fetched(name: str) -> bool:

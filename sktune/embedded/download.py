@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sktune.embedded.catalog import Archive
 from sktune.errors import UserError
+from sktune.terminal import say
 
 _REPORT_SECONDS = 5.0
 _MEGABYTE = 1e6
@@ -80,7 +81,7 @@ def _wait(process: subprocess.Popen[bytes], archive: Archive, folder: Path) -> N
         except subprocess.TimeoutExpired:
             there = max((_size(path) for path in folder.rglob("*")), default=0)
             total, seconds = archive.download_bytes, time.monotonic() - started
-            print(
+            say(
                 f"  {min(there, total) / _MEGABYTE:.1f} of {total / _MEGABYTE:.1f} MB after {seconds:.0f} s", flush=True
             )
 

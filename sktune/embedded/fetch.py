@@ -15,6 +15,7 @@ from sktune.embedded.catalog import CATALOG, PREFIX, Archive, Item, cache_folder
 from sktune.embedded.download import download
 from sktune.embedded.unpacking import unpack
 from sktune.errors import UserError
+from sktune.terminal import say
 
 _MEGABYTE = 1e6
 
@@ -36,17 +37,17 @@ def fetch(names: Sequence[str], catalog: Mapping[str, Item] = CATALOG) -> None:
     for name, item in items.items():
         archive = item.archive
         if archive is None:
-            print(f"{PREFIX}{name}: comes with sktune, nothing to fetch")
+            say(f"{PREFIX}{name}: comes with sktune, nothing to fetch")
             continue
         if item.path.exists():
-            print(f"{PREFIX}{name}: is there already")
+            say(f"{PREFIX}{name}: is there already")
         else:
             size = archive.download_bytes / _MEGABYTE
-            print(f"{PREFIX}{name}: fetching {archive.project} {archive.version} ({size:.1f} MB)", flush=True)
+            say(f"{PREFIX}{name}: fetching {archive.project} {archive.version} ({size:.1f} MB)", flush=True)
             _bring(archive)
-        print(f"  {item.about}: {item.path}\n  licence: {archive.licence}; source: {archive.url}")
+        say(f"  {item.about}: {item.path}\n  licence: {archive.licence}; source: {archive.url}")
         if archive.citation:
-            print(f"  cite: {archive.citation}")
+            say(f"  cite: {archive.citation}")
 
 
 def list_catalog(catalog: Mapping[str, Item] = CATALOG) -> None:
@@ -54,14 +55,14 @@ def list_catalog(catalog: Mapping[str, Item] = CATALOG) -> None:
     width = max(map(len, catalog))
     for archive, names in groupby(catalog, lambda name: catalog[name].archive):
         if archive is None:
-            print("comes with sktune")
+            say("comes with sktune")
         else:
             state = "fetched" if archive.folder.exists() else "not fetched"
             size = archive.download_bytes / _MEGABYTE
-            print(f"{state}: {archive.url} ({size:.1f} MB, {archive.licence})")
+            say(f"{state}: {archive.url} ({size:.1f} MB, {archive.licence})")
         for name in names:
-            print(f"  {PREFIX}{name:<{width}}  {catalog[name].kind:<5}  {catalog[name].about}")
-    print(f"What comes from one source is fetched together. Cache: {cache_folder()} (set SKTUNE_CACHE for another)")
+            say(f"  {PREFIX}{name:<{width}}  {catalog[name].kind:<5}  {catalog[name].about}")
+    say(f"What comes from one source is fetched together. Cache: {cache_folder()} (set SKTUNE_CACHE for another)")
 
 
 def _item(name: str, catalog: Mapping[str, Item]) -> Item:
@@ -120,5 +121,5 @@ def _locked(path: Path, archive: Archive) -> AcquireReturnProxy:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print(f"  another process is fetching {archive.project}; waiting for it", flush=True)
+        say(f"  another process is fetching {archive.project}; waiting for it", flush=True)
         return lock.acquire(poll_interval=0.2)

@@ -22,6 +22,8 @@ class MethodConfig(Section):
 
     name: str
 
+    known_as: ClassVar[Mapping[str, str]] = {}
+    """What other tools call it, in lower case, and what else has to be said there for it to be the same."""
     visible_prefix: ClassVar[bool] = False
     """It puts keys and values in front of every layer's, which must stay visible behind a sliding window."""
     trains: ClassVar[bool] = True

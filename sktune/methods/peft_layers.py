@@ -37,8 +37,8 @@ def refuse_peft_layers(model: nn.Module) -> None:
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError(
-            "method.name: this model already has layers of peft in it (lora, ia3, or an adapter of its own), which a "
-            "second method would freeze or replace; take them out first, with sktune.detach(tuned) or peft's "
+            "method.name: this model already has layers of peft in it (of another method, or an adapter of its own), "
+            "which a second method would freeze or replace; take them out first, with sktune.detach(tuned) or peft's "
             "unload(), or load the model again"
         )
 

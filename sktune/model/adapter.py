@@ -12,10 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sktune import __version__
+from sktune.backbone.model_files import unreadable_safetensors
 from sktune.errors import UserError
-from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, whole, write_whole
+from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, read_json, whole, write_whole
 from sktune.model.identity import IDENTITY
-from sktune.recipe import LoadedRecipe
+from sktune.recipe import LoadedRecipe, load_recipe_document
+from sktune.recipe.document import read_document
+from sktune.recipe.extending import KEY as EXTENDS
+
+TRUST = "model.trust_remote_code"
 
 
 def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], card: Mapping[str, Any]) -> None:
@@ -57,7 +62,7 @@ def write_adapter(
     recipe = loaded.recipe
     card = adapter_card(recipe.model.name_or_path, recipe.method.name, recipe.task.name, labels, weights, metrics)
     write_weights(folder, weights, {**card, IDENTITY: dict(belongs_to)})
-    write_whole(folder / RECIPE_FILE, loaded.text())
+    write_whole(folder / RECIPE_FILE, loaded.whole_text())
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -67,15 +72,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         UserError: where it is damaged.
     """
     file = folder / ADAPTER_CARD
-    if not file.is_file():
-        return {}
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: this adapter card cannot be read ({error})") from error
-    if not isinstance(card, dict):
-        raise UserError(f"{file}: this adapter card is not a JSON object")
-    return card
+    return read_json(file) if file.is_file() else {}
 
 
 def adapter_folder(output: Path) -> Path:
@@ -96,9 +93,77 @@ def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]
     Raises:
         UserError: where the folder holds none, or a damaged one.
     """
+    card = read_card(folder)
+    labels = card.get("labels")
+    if "labels" not in card or not _are_labels(labels):
+        raise UserError(
+            f"{folder / ADAPTER_CARD}: labels must be null or a list of different texts; give the output.dir of a "
+            "finished run"
+        )
+    return read_weights(folder / ADAPTER_WEIGHTS), None if labels is None else tuple(labels)
+
+
+def _are_labels(labels: Any) -> bool:
+    if labels is None:
+        return True
+    return isinstance(labels, list) and all(isinstance(x, str) for x in labels) and len(set(labels)) == len(labels) > 0
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors that a run has trained, by parameter name.
+
+    Raises:
+        UserError: where there is no such file, it is damaged or no safetensors, or a number in it is not finite.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
     try:
-        card = json.loads((folder / ADAPTER_CARD).read_text(encoding="utf-8"))
-        labels = None if card["labels"] is None else tuple(card["labels"])
-        return load_file(folder / ADAPTER_WEIGHTS), labels
+        weights: dict[str, torch.Tensor] = load_file(file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: no trained adapter can be read from it ({error})") from error
+        raise UserError(f"no trained adapter can be read: {unreadable_safetensors(file, error)}") from error
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{file}: the tensor {name} holds {tensor.dtype}, and what trains is float32")
+        if broken := int((~torch.isfinite(tensor)).sum()):
+            raise UserError(
+                f"{file}: {broken} of {tensor.numel()} numbers of the tensor {name} are no finite numbers, so every "
+                "answer would be meaningless; train again, or go back to an earlier checkpoint"
+            )
+    return weights
+
+
+def refuse_other_files(file: Path) -> None:
+    """Refuses an adapter's recipe that refers to others: what a folder holds is all that is read of it.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if EXTENDS in read_document(file).mapping:
+        raise UserError(f"{file}: an adapter's recipe is whole, and this one extends other files; they are not read")
+
+
+def read_recipe(folder: Path, overrides: Sequence[str] = (), *, reads_data: bool = True) -> LoadedRecipe:
+    """The recipe in an adapter's folder, changed by overrides of the caller's own.
+
+    An adapter is data: its recipe alone makes no Python run that comes with a model (`model.trust_remote_code`), and it
+    refers to no other file. Variables (`${NAME}`) that only training needed may be unset.
+
+    Args:
+        folder: of the adapter.
+        overrides: `section.field=value` texts.
+        reads_data: whether the data that the recipe names are read.
+
+    Raises:
+        UserError: for a recipe that is wrong, extends others, or asks for trust that no override gives.
+    """
+    file = folder / RECIPE_FILE
+    refuse_other_files(file)
+    unused = ("tracking.", "output.", *(() if reads_data else ("data.",)))
+    loaded = load_recipe_document(file, overrides, unused)
+    asked = any(override.partition("=")[0].strip() in ("model", TRUST) for override in overrides)
+    if loaded.recipe.model.trust_remote_code and not asked:
+        raise UserError(
+            f"{TRUST}: {folder} asks to run code of {loaded.recipe.model.name_or_path!r}, and a folder is not trusted "
+            f"with that; add {TRUST}=true if you trust the code, or =false"
+        )
+    return loaded

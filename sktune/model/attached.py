@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -20,17 +18,18 @@ from sktune.data.examples import Example
 from sktune.data.prompt_template import PromptTemplate
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.model.continuing import continuing
+from sktune.model.continuing import continuing, original
 from sktune.model.given_model import Source, source_of
 from sktune.model.identity import identity
 from sktune.model.saving import UNKNOWN_DATA, label_names, save_adapter
-from sktune.model.tuned_model import TunedModel, TunedOutput
+from sktune.model.transformers_model import TransformersModel
+from sktune.model.tuned_model import TunedOutput
 from sktune.sections import DataSection
 from sktune.tasks.config import TaskConfig
-from sktune.tasks.heads import IGNORED, Head, LanguageHead
+from sktune.tasks.heads import IGNORED, Head
 
 
-class AttachedModel(TunedModel):
+class AttachedModel(TransformersModel):
     """A tuned model that belongs to its caller's loop, Trainer or script; made by `sktune.attach` and `sktune.load`.
 
     Attributes:
@@ -42,11 +41,6 @@ class AttachedModel(TunedModel):
         source: the frozen model, in the words of a recipe; None where it has no name to be loaded by.
         data: a recipe's section, for its templates.
     """
-
-    accepts_loss_kwargs = True
-    """Tells `transformers.Trainer` to pass `num_items_in_batch`: accumulated batches then weigh as one would."""
-    _keys_to_ignore_on_save = None
-    supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -74,9 +68,6 @@ class AttachedModel(TunedModel):
         self.detached = False
         self._disabled = False
         self._opening = _opening(backbone, method, tokenizer)
-        self.register_load_state_dict_post_hook(_without_frozen)
-
-    # -- calls ----------------------------------------------------------------------------------------------------
 
     def encode(
         self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, **options: Any
@@ -93,18 +84,25 @@ class AttachedModel(TunedModel):
 
         Returns:
             `input_ids`, `attention_mask` [B, L] int64 on the model's device, and an encoder's `token_type_ids`.
+
+        Raises:
+            UserError: for another number of second texts.
         """
         first = [texts] if isinstance(texts, str) else list(texts)
         second = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        if second is not None and len(second) != len(first):
+            raise UserError(f"encode: {len(first)} texts and {len(second)} second texts; give one for each")
+        # Without the method no text of its own brings a BOS.
+        tokenizer = original(self.tokenizer) if self._disabled else self.tokenizer
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if second is None or not self.backbone.is_encoder:
             field = "text_template" if second is None else "pair_template"
             template = PromptTemplate(f"data.{field}", getattr(self.data, field))
             seconds = [""] * len(first) if second is None else second
             both = zip(first, seconds, strict=True)
             first, second = [template.fill(Example(0, text, other)) for text, other in both], None
-        encoded = self.tokenizer(first, second, **{"padding": True, "return_tensors": "pt", **options})
+        encoded = tokenizer(first, second, **{"padding": True, "return_tensors": "pt", **options})
         return encoded.to(self.device)
 
     def woven(self) -> Woven:
@@ -247,27 +245,6 @@ class AttachedModel(TunedModel):
         finally:
             self._disabled = before
 
-    # -- what trains ----------------------------------------------------------------------------------------------
-
-    def parameters_to_train(self) -> list[nn.Parameter]:
-        """What an optimizer takes: `torch.optim.AdamW(tuned.parameters_to_train(), lr=3e-3)`; fp32, all of them."""
-        return list(self.trainable_parameters().values())
-
-    def print_trainable_parameters(self) -> None:
-        """Prints how many parameters train, of how many; as peft's models do."""
-        trainable, total = self.parameter_counts()
-        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
-
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """What was trained, and the head's constants; nothing of the frozen model, which is loaded by itself."""
-        found: Any = OrderedDict() if destination is None else destination
-        trained = {name: p if keep_vars else p.detach() for name, p in self.trainable_parameters().items()}
-        for name, part in (("method", self.method), ("head", self.head)):
-            trained |= part.state_dict(prefix=f"{name}.", keep_vars=keep_vars)
-        for name, tensor in trained.items():
-            found[prefix + name] = tensor
-        return found
-
     def save(self, folder: str | Path) -> Path:
         """`sktune.save_adapter`: the folder gives this model again with `sktune.load(folder)`."""
         return save_adapter(self, folder)
@@ -275,73 +252,6 @@ class AttachedModel(TunedModel):
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """`save`, by the name that models of transformers and peft have."""
         self.save(save_directory)
-
-    # -- what tools ask of a model of transformers ------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.backbone.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the frozen model computes in; what trains is fp32."""
-        return self.backbone.dtype
-
-    @property
-    def generation_config(self) -> Any:
-        """The model's own, which `generate` goes by; None where it writes no texts."""
-        return getattr(self.backbone.model, "generation_config", None)
-
-    def get_input_embeddings(self) -> Any:
-        """The frozen model's embeddings of tokens."""
-        return self.backbone.model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        """The language model's head, where it answers; else None."""
-        return self.backbone.model.get_output_embeddings() if isinstance(self.head, LanguageHead) else None
-
-    def add_model_tags(self, tags: str | Sequence[str]) -> None:
-        """Tags of a hub's model card, which an adapter's folder does not have; without effect."""
-
-    @property
-    def loss_type(self) -> str | None:
-        """By this Trainer tells that a language model's first label does not count."""
-        return "ForCausalLM" if isinstance(self.head, LanguageHead) else None
-
-    def _get_name(self) -> str:
-        # By this it tells that smoothed labels are those of the next token.
-        return type(self.backbone.model).__name__ if isinstance(self.head, LanguageHead) else super()._get_name()
-
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Recomputes every block in backward from now on; `transformers.Trainer` calls it.
-
-        Raises:
-            UserError: for what is not supported: `use_reentrant`, only some of the blocks, offloading.
-        """
-        settings = dict(activation_checkpointing_kwargs or {})
-        if settings.pop("use_reentrant", False) or settings or every_n_layers != 1 or offload:
-            raise UserError(
-                "activation_checkpointing_kwargs: blocks are recomputed one by one, without use_reentrant, "
-                "every_n_layers, offload or other settings; leave them out"
-            )
-        self.backbone.gradient_checkpointing = True
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
-    ) -> None:
-        """`activation_checkpointing_enable` by the name that earlier versions of transformers call."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keeps the blocks' activations from now on."""
-        self.backbone.gradient_checkpointing = False
 
 
 def _config(
@@ -363,13 +273,3 @@ def _opening(backbone: Backbone, method: Method, tokenizer: PreTrainedTokenizerB
         return None
     opens = list(tokenizer("a", add_special_tokens=True)["input_ids"])[:1] == [bos]
     return int(bos) if opens else None
-
-
-def _without_frozen(module: nn.Module, incompatible: Any) -> None:
-    """Of keys that a state lacks, those of the frozen model are as they should be."""
-    assert isinstance(module, AttachedModel)
-    expected = set(module.state_dict())
-    frozen = {f"backbone.{name}" for name in module.backbone.state_dict()} - expected
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if key[max(key.find("backbone."), 0) :] not in frozen
-    ]

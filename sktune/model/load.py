@@ -13,7 +13,7 @@ from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.placement import OneProcess
 from sktune.errors import UserError
 from sktune.files import RECIPE_FILE
-from sktune.model.adapter import adapter_folder, read_card
+from sktune.model.adapter import adapter_folder, read_card, refuse_other_files
 from sktune.model.attach import attach, put_on
 from sktune.model.attached import AttachedModel
 from sktune.model.given_model import Source
@@ -49,6 +49,7 @@ def load(
     place = adapter_folder(Path(folder))
     card = read_card(place)
     file = place / RECIPE_FILE
+    refuse_other_files(file)
     given: Any = load_sections(file, ("method", "task"))
     # The data themselves are not needed: their folder may be one of another machine.
     given |= load_sections(file, ("data",), lenient=True)

@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS, RECIPE_FILE, write_whole
-from sktune.model.adapter import adapter_card, read_card, write_weights
+from sktune.model.adapter import adapter_card, read_card, read_weights, write_weights
 from sktune.model.identity import IDENTITY, TOKENS, compare, drawn_tokens
 from sktune.model.tuned_model import fold_centre, put_weights
 from sktune.recipe.document import to_yaml
@@ -86,11 +82,7 @@ def load_adapter(model: AttachedModel, folder: str | Path) -> AttachedModel:
     drawn = drawn_tokens(model.method, saved)
     here = {**model.belongs_to, **({TOKENS: saved[TOKENS]} if drawn else {})}
     compare(saved, here, str(file))
-    try:
-        weights = {name: torch.as_tensor(tensor) for name, tensor in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: these weights cannot be read ({error})") from error
-    put_weights(model, weights, str(file))
+    put_weights(model, read_weights(file), str(file))
     for text, ids in drawn.items():
         text.input_ids.copy_(ids)
     model.belongs_to = here

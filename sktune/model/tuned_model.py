@@ -28,6 +28,10 @@ CENTRE = "head.centre"
 """Name of the head's centre among the weights of a checkpoint; a saved adapter has it folded into the bias."""
 
 
+SHORTEST_INPUT = 2
+"""Tokens: the least that `data.max_length` can be."""
+
+
 @dataclass
 class TunedOutput(ModelOutput):
     """Output of `TunedModel`.
@@ -55,6 +59,12 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
         UserError: with the length that is allowed.
     """
     limit = backbone.max_positions
+    if limit is not None and limit - prompt_length < SHORTEST_INPUT:
+        field = "text" if "text" in type(recipe.method).model_fields else "num_virtual_tokens"
+        raise UserError(
+            f"method.{field}: a prompt of {prompt_length} tokens leaves no room for an input in the {limit} positions "
+            f"of {recipe.model.name_or_path}; shorten it"
+        )
     if limit is not None and prompt_length + recipe.data.max_length > limit:
         raise UserError(
             f"data.max_length: {recipe.data.max_length} tokens after a prompt text of {prompt_length} exceed the "
@@ -147,7 +157,7 @@ class TunedModel(nn.Module):
         """
         if not isinstance(self.head, LanguageHead):
             raise UserError(
-                "generate: this model answers with its head; only a language model (task causal_lm) writes texts"
+                "generate: this model answers with its head; only a language model, on a task that ends in text, writes"
             )
         with torch.no_grad():
             return generate(self.backbone, self.woven(), input_ids, attention_mask, **options)
@@ -216,7 +226,9 @@ class TunedModel(nn.Module):
             count = scored.labelled.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = scored.loss_sum / count
         kept = None if hidden_states is None else tuple(hidden_states)
-        return TunedOutput(loss, logits, scored.row_loss, scored.row_count, kept)
+        return TunedOutput(
+            loss=loss, logits=logits, row_loss=scored.row_loss, row_count=scored.row_count, hidden_states=kept
+        )
 
 
 def _logical_size(parameter: nn.Parameter) -> int:

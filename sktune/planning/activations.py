@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +33,7 @@ after_forward, after_backward: of a step. in_backward: the gradient reaches the 
 not come that far, as after forward). in_evaluation: the middle block has run.
 blocks_in_backward: no bytes, but the blocks that the gradient passes through.
 """
+_NOWHERE = torch.device("meta")
 _PHASES = ("backward", "evaluation")
 
 
@@ -69,23 +71,25 @@ def count_activations(skeleton: Skeleton, engine: Engine, *, only_forward: bool 
 
 
 def dry_run(model: TunedModel, recipe: Recipe, length: int, engine: Engine, only_forward: bool = False) -> Numbers:
-    """As `observe`, for a model on the meta device, whose parameters become tensors without contents."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model, engine.sharded)
+    """As `observe`, for a model whose parameters are on the meta device: its buffers go there too."""
+    _without_contents(model, engine.sharded)
+    with mock.patch.object(F, "scaled_dot_product_attention", _fused):
         return observe(model, recipe, length, engine.stage == 0, only_forward)
 
 
 def observe(
     model: TunedModel, recipe: Recipe, length: int, keep_gradients: bool, only_forward: bool = False
 ) -> Numbers:
-    """Runs a model of real or fake tensors, rows of `length` tokens; where nothing trains, a step is an evaluation's.
+    """Runs a model of real tensors or of those on the meta device; where nothing trains, a step is an evaluation's.
 
+    A row has `length` tokens.
     `keep_gradients` keeps whole ones until the update, as without DeepSpeed, which takes them one by one.
 
     Returns:
         `Numbers`, with in_backward/i and in_evaluation/i for each block i that is reached, in that order.
     """
-    counter = LiveBytes([*model.parameters(), *model.buffers()])
+    known = [*model.parameters(), *model.buffers()]
+    counter = (WithoutContents if known[0].is_meta else LiveBytes)(known)
     training, trains = recipe.training, model.trainable_parameters()
     found: Numbers = {}
 
@@ -140,12 +144,16 @@ class LiveBytes(TorchDispatchMode):
         self.live = self._peak = 0
         self._alive: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in known}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and saying so takes as long as the operation
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the operation returns."""
+        return func(*args, **kwargs)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
-            # How many are set depends on contents; a plan counts all of them.
-            result = torch.empty((args[0].numel(), args[0].ndim), dtype=torch.long)
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = self.run(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             storage = leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
             if storage is not None and storage._cdata not in self._alive:
@@ -165,16 +173,74 @@ class LiveBytes(TorchDispatchMode):
         return peak
 
 
-def _make_fake(model: nn.Module, sharded: bool) -> None:
-    """Fake tensors in the place of those on the meta device, and products as they hold memory, without contents."""
-    made: dict[int, nn.Parameter] = {}
+class WithoutContents(LiveBytes):
+    """The same of tensors on the meta device, which is where new ones are put; shapes are worked out once."""
+
+    shapes: ClassVar[dict[Any, tuple[Any, ...]]] = {}
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the operation returns; of what depends on contents the most, and that a mask hides something."""
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": _NOWHERE}
+        if func is torch.ops.aten.nonzero.default:
+            return torch.empty((args[0].numel(), args[0].ndim), dtype=torch.long, device=_NOWHERE)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
+        args = [_moved(one) for one in args]
+        # Most shapes are worked out in Python, and a model repeats itself.
+        key = func, *map(_described, args), *((name, _described(value)) for name, value in kwargs.items())
+        if (known := self.shapes.get(key)) is not None:
+            shape, stride, dtype = known
+            return torch.empty_strided(shape, stride, dtype=dtype, device=_NOWHERE)
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and not _shares_storage(result, (args, kwargs)):
+            self.shapes[key] = result.shape, result.stride(), result.dtype
+        return result
+
+
+def _shares_storage(result: torch.Tensor, given: Any) -> bool:
+    """Whether the result is one of the given tensors or a view of one."""
+    tensors = (one for one in tree_leaves(given) if isinstance(one, torch.Tensor))
+    return any(one.untyped_storage()._cdata == result.untyped_storage()._cdata for one in tensors)
+
+
+def _described(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.stride(), argument.dtype
+    if isinstance(argument, list | tuple):
+        return tuple(map(_described, argument))
+    return type(argument), argument  # 1, 1.0 and True are not the same
+
+
+def _moved(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument if argument.is_meta else argument.to(_NOWHERE)
+    return [_moved(one) for one in argument] if isinstance(argument, list | tuple) else argument
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """As SDPA calls its fused kernel; on the meta device it would run the plain products."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, torch.full((), -torch.inf, dtype=query.dtype, device=query.device))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: torch.Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return output
+
+
+def _without_contents(model: nn.Module, sharded: bool) -> None:
+    """Buffers on the meta device, and products as they hold memory."""
     for module in model.modules():
-        for name, tensor in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            made.setdefault(id(tensor), nn.Parameter(empty, tensor.requires_grad))  # tied ones stay one
-            module._parameters[name] = made[id(tensor)]
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            module._buffers[name] = buffer.to(_NOWHERE)
         if isinstance(module, FrozenLinear):
             module.dequantized = partial(_dequantized, module)  # type: ignore[method-assign]
             module.product = partial(_product, module)  # type: ignore[method-assign]
@@ -183,10 +249,10 @@ def _make_fake(model: nn.Module, sharded: bool) -> None:
 
 
 def _dequantized(linear: FrozenLinear, dtype: torch.dtype) -> torch.Tensor:
-    weight = torch.empty(linear.out_features, linear.in_features, dtype=dtype)
+    weight = torch.empty(linear.out_features, linear.in_features, dtype=dtype, device=_NOWHERE)
     if isinstance(linear, FrozenLinear8bit) and dtype != torch.float32:
         # Codes times fp32 scales: a CPU casts both factor and product in temporaries, a GPU in the kernel.
-        torch.empty(2, linear.out_features, linear.in_features)
+        torch.empty(2, linear.out_features, linear.in_features, device=_NOWHERE)
     return weight
 
 

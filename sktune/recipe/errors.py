@@ -46,11 +46,17 @@ class Written:
         """Fill in the place and the written value of a problem that does not have them yet."""
         return dataclasses.replace(
             problem,
-            place=problem.place or self._place(problem.field),
+            place=problem.place or self.place_of(problem.field),
             value=problem.value or self._value(problem.field),
         )
 
-    def _place(self, dotted: str) -> str:
+    def is_overridden(self, dotted: str) -> bool:
+        """Whether an override gave the field, or what it is in."""
+        parts = dotted.split(".")
+        return any(".".join(parts[:end]) in self.overridden for end in range(1, len(parts) + 1))
+
+    def place_of(self, dotted: str) -> str:
+        """`file:line` of a field, or of what it is in."""
         parts = dotted.split(".") if dotted else []
         while parts:  # the nearest enclosing key that was written
             name = ".".join(parts)

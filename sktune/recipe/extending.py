@@ -59,6 +59,7 @@ def _over(below: Document, above: Document) -> Document:
         _merged(below.mapping, above.mapping),
         {**below.places, **above.places},
         [*below.problems, *above.problems],
+        above.written_whole,
     )
 
 

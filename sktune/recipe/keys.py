@@ -84,40 +84,8 @@ KNOWN_ELSEWHERE = {
     "experiment": "tracking.experiment_name",
 }
 
-# Values that other tools use; of a section's field, what to write here.
+# Values that other tools use; of a section's field, what to write here. Methods and tasks say theirs (`known_as`).
 VALUES_ELSEWHERE = {
-    ("method", "name"): {
-        "qlora": "method.name: lora with quantization.load_in_4bit: true",
-        "prefix": "method.name: prefix_tuning",
-        "soft_prompt": "method.name: prompt_tuning",
-        "ptuning": "method.name: p_tuning",
-        "adapter": "method.name: bottleneck_adapter",
-        "adapters": "method.name: bottleneck_adapter",
-        "full_finetuning": "method.name: full",
-        "finetune": "method.name: full",
-        "linear_probe": "method.name: head_only",
-        "linear_probing": "method.name: head_only",
-        "icl": "method.name: in_context",
-        "few_shot": "method.name: in_context",
-        "pet": "method.name: prompt_based",
-        "sk_tuning": "method.name: sk_prefix",
-    },
-    ("task", "name"): {
-        "ner": "task.name: token_classification",
-        "pos": "task.name: token_classification",
-        "tagging": "task.name: token_classification",
-        "classification": "task.name: sequence_classification",
-        "text_classification": "task.name: sequence_classification",
-        "sentiment": "task.name: sequence_classification",
-        "seq_cls": "task.name: sequence_classification",
-        "nli": "task.name: pair_classification",
-        "text_pair_classification": "task.name: pair_classification",
-        "sts": "task.name: regression",
-        "generation": "task.name: causal_lm",
-        "text_generation": "task.name: causal_lm",
-        "sft": "task.name: causal_lm",
-        "clm": "task.name: causal_lm",
-    },
     ("model", "dtype"): {
         "bf16": "bfloat16",
         "fp16": "float16",
@@ -160,9 +128,16 @@ def field_info(section: str, key: str) -> FieldInfo | None:
 
 
 def takes_text(section: str, key: str) -> bool:
-    """Whether a field is a text, with nothing but null beside it."""
+    """Whether a field is a text, with nothing but null and a list of texts beside it."""
     info = field_info(section, key)
-    return info is not None and info.annotation in (str, str | None)
+    texts: tuple[Any, ...] = (str, str | None, str | tuple[str, ...], str | tuple[str, ...] | None)
+    return info is not None and info.annotation in texts
+
+
+def takes_list(section: str, key: str) -> bool:
+    """Whether a field may be a list of texts."""
+    info = field_info(section, key)
+    return info is not None and tuple[str, ...] in (info.annotation, *get_args(info.annotation))
 
 
 def allowed_in(info: FieldInfo) -> str:
@@ -207,6 +182,11 @@ def meant_value(section: str, key: str, value: Any, choices: Iterable[Any]) -> s
         return ""
     text = value.lower().replace("-", "_")
     near = difflib.get_close_matches(text, [str(choice) for choice in choices if isinstance(choice, str)], n=1)
+    if key == "name" and section in REGISTRIES:
+        registry = REGISTRIES[section]
+        for name in registry:
+            if (besides := registry.config(name).known_as.get(text)) is not None:
+                return f"{section}.name: {name} {besides}".rstrip()
     return VALUES_ELSEWHERE.get((section, key), {}).get(text) or (near[0] if near else "")
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from sktune.errors import Problem
 from sktune.recipe.document import parse_value
-from sktune.recipe.keys import SECTIONS, field_info, keys_of, suggest, takes_text
+from sktune.recipe.keys import SECTIONS, field_info, keys_of, suggest, takes_list, takes_text
 
 _FORM = "section.field=value, for example training.learning_rate=1e-2"
 
@@ -86,6 +86,8 @@ def _value(path: str, text: str) -> Any:
         value = parse_value(plain)
     except yaml.YAMLError:
         return plain
+    if isinstance(value, list) and takes_list(section, key):
+        return value
     return plain if isinstance(value, (str, dict, list)) else value
 
 

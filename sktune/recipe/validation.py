@@ -25,15 +25,16 @@ def check(mapping: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     between two others. A section without fields (`quantization:`) stands for its defaults.
 
     Returns:
-        The recipe, or None with at least one problem.
+        The recipe, or None where there is more wrong than options that do nothing; and the problems.
     """
+    mapping = {str(key): section for key, section in mapping.items()}
     problems = [_unknown_section(key) for key in mapping if key not in SECTIONS]
     sections, found = check_sections(mapping, tuple(Recipe.model_fields))
     problems += found
     given = {name: section for name, section in sections.items() if name in mapping}
     problems += broken_rules(sections)
     problems += _compared_methods(sections.get("compare"), mapping.get("method"))
-    return (None, problems) if problems else (Recipe(**given), [])
+    return (Recipe(**given) if all(problem.idle for problem in problems) else None), problems
 
 
 def check_sections(mapping: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Section], list[Problem]]:
@@ -81,9 +82,11 @@ def _check_section(name: str, content: Any) -> tuple[Section | None, list[Proble
     if isinstance(cls, Problem):
         return None, [cls]
     try:
-        section = cls.model_validate(dict(content))
+        content = {str(key): value for key, value in content.items()}
+        section = cls.model_validate(content)
     except ValidationError as error:
-        return None, [_from_pydantic(name, cls, entry) for entry in error.errors(include_url=False)]
+        found = (_from_pydantic(name, cls, entry) for entry in error.errors(include_url=False))
+        return None, list(dict.fromkeys(found))  # a field that may be of several kinds is none of each
     return section, _numbers_taken_loosely(name, content, section)
 
 
@@ -106,6 +109,11 @@ def _from_pydantic(name: str, cls: type[Section], entry: ErrorDetails) -> Proble
     location = [str(part) for part in entry["loc"] if part != "[key]"]
     dotted, key = ".".join([name, *location]), location[0]
     kind = entry["type"]
+    info = cls.model_fields.get(key)
+    if info is not None and {str, tuple[str, ...]} <= set(get_args(info.annotation)):
+        default = "null" if info.default is None else info.default
+        cure = f"put quotes around a number that is meant as text, or leave it out for the default ({default})."
+        return Problem(f"{name}.{key}", "must be a text, or a list of texts", allowed_in(info), cure)
     if kind == "extra_forbidden":
         return _unknown_key(name, cls, key)
     info = cls.model_fields[key]

@@ -60,12 +60,12 @@ def class_scores(rows: Sequence[Row], answers: Mapping[int, Any], loss: float, l
         {"row": row.group, "reference": name, "prediction": label, "probabilities": answers[row.index]}
         for row, name, label in zip(rows, names, chosen, strict=True)
     ]
-    return Scores({**class_metrics(names, chosen, labels[-1]), "loss": loss}, records, names, chosen)
+    return Scores({**class_metrics(names, chosen, labels), "loss": loss}, records, names, chosen)
 
 
 def most_frequent_label(train: Sequence[Example], labels: Sequence[str]) -> Constant:
     """The training split's most frequent label as the answer to everything."""
     majority, _ = Counter(str(example.reference) for example in train).most_common(1)[0]
     return f"majority class ({majority})", lambda examples: class_metrics(
-        [str(example.reference) for example in examples], [majority] * len(examples), labels[-1]
+        [str(example.reference) for example in examples], [majority] * len(examples), labels
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +22,8 @@ class TaskConfig(Section):
 
     name: str
 
+    known_as: ClassVar[Mapping[str, str]] = {}
+    """What other tools call it, in lower case, and what else has to be said there for it to be the same."""
     columns: ClassVar[frozenset[str]] = TEXT_COLUMNS
     """Fields of `data` that it reads, of those that only some tasks read."""
     reads_words: ClassVar[bool] = False
@@ -38,6 +40,11 @@ class TaskConfig(Section):
     """What transformers calls it in a model's configuration, where it has a name for it."""
     assumed_labels: ClassVar[int] = 1
     """How many labels `sktune plan` counts where the recipe does not list them."""
+
+    @property
+    def reads_entities(self) -> bool:
+        """Whether the tags of words spell entities, which are then what is scored."""
+        return False
 
     @property
     def has_label_set(self) -> bool:
@@ -66,6 +73,12 @@ class TaskConfig(Section):
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         """What is wrong between its own fields, and between them and the data (None where that is itself wrong)."""
         yield from ()
+
+
+def class_metric_names(labels: Sequence[str] | None) -> tuple[str, ...]:
+    """What is reported of one label for each text; F1 of the positive label where there are two, or may be."""
+    of_two = ("positive_f1",) if labels is None or len(labels) == 2 else ()
+    return ("accuracy", "f1", *of_two, "matthews", "loss")
 
 
 def words_tell_labels_apart(field: str, label_words: Mapping[str, str], each: str) -> Iterator[Problem]:

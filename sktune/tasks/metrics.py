@@ -48,16 +48,50 @@ def entity_metrics(
     return overall, per_type
 
 
-def class_metrics(references: Sequence[str], predictions: Sequence[str], last_label: str) -> dict[str, float]:
-    """Accuracy, macro F1, F1 of the last label (of two, the positive one: GLUE's F1) and Matthews correlation."""
+def tag_metrics(
+    references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str | None]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scores of tags that stand for themselves, such as parts of speech, over all words.
+
+    Args:
+        references: tags of each sentence.
+        predictions: predicted tags of the same lengths; None, of a word that was not read, is wrong.
+
+    Returns:
+        (accuracy, macro_f1: the mean over the tags of the references), and for each of these f1, precision, recall and
+        support.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    truth = [tag for tags in references for tag in tags]
+    found = ["" if tag is None else tag for tags in predictions for tag in tags]
+    labels = sorted(set(truth))
+    each = precision_recall_fscore_support(truth, found, labels=labels, average=None, zero_division=0)
+    per_tag = {
+        label: {
+            **{name: float(each[part][i]) for name, part in (("f1", 2), ("precision", 0), ("recall", 1))},
+            "support": int(each[3][i]),
+        }
+        for i, label in enumerate(labels)
+    }
+    right = sum(one == other for one, other in zip(truth, found, strict=True))
+    return {"accuracy": right / max(len(truth), 1), "macro_f1": float(np.mean(each[2]))}, per_tag
+
+
+def class_metrics(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation, and where there are two labels F1 of the last one (GLUE's F1);
+    their names are those of `class_metric_names`.
+    """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    return {
+    metrics = {
         "accuracy": float(accuracy_score(references, predictions)),
         "f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
-        "positive_f1": float(f1_score(references, predictions, labels=[last_label], average="macro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(references, predictions)),
     }
+    if len(labels) == 2:
+        positive = f1_score(references, predictions, labels=[labels[-1]], average="macro", zero_division=0)
+        metrics["positive_f1"] = float(positive)
+    return metrics | {"matthews": float(matthews_corrcoef(references, predictions))}
 
 
 def regression_metrics(references: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:

@@ -76,6 +76,11 @@ class Task:
         """Whether an example is a list of tagged words."""
         return self.config.reads_words
 
+    @property
+    def reads_entities(self) -> bool:
+        """Whether the tags of words spell entities; else each tag stands for itself."""
+        return self.config.reads_entities
+
     # -- data -----------------------------------------------------------------------------------------------------
 
     def read(self, table: Table, data: DataSection, split: str) -> Reading:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from sktune.errors import hide_password
+
 # Tags of every run.
 METHOD_TAG = "method"
 MODEL_TAG = "model"
@@ -165,5 +167,5 @@ def as_params(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def as_tags(values: Mapping[str, str]) -> dict[str, str]:
-    """Tags under accepted names, values within the limit."""
-    return sanitise_names({name: shorten(str(value), MAX_TAG_LENGTH) for name, value in values.items()})
+    """Tags under accepted names, values within the limit and without passwords."""
+    return sanitise_names({name: shorten(hide_password(str(value)), MAX_TAG_LENGTH) for name, value in values.items()})

@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 @dataclass
 class ArtifactEntry:
-    """A file or folder that belongs to the run, and whether MLflow has it."""
+    """A file or folder that belongs to the run (seen from the run's folder), and whether MLflow has it."""
 
     path: str
     folder: str | None
@@ -179,7 +179,7 @@ class Record:
 
     def add_artifact(self, path: Path, folder: str | None) -> None:
         """Add a file or folder, to be uploaded (again)."""
-        place = str(path.absolute())
+        place = os.path.relpath(path.absolute(), self.output_dir.absolute())
         others = [entry for entry in self.state.artifacts if (entry.path, entry.folder) != (place, folder)]
         self.state.artifacts = [*others, ArtifactEntry(place, folder)]
 

@@ -6,10 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password, lacks_password
+from sktune.terminal import complain, say
 from sktune.tracking.record import RUNNING, Record
 from sktune.tracking.store import MlflowRun
-from sktune.tracking.uri import first_line, hide_password
+from sktune.tracking.uri import first_line
 
 
 def replay(output_dir: Path | str, tracking_uri: str | None = None) -> str:
@@ -27,7 +28,7 @@ def replay(output_dir: Path | str, tracking_uri: str | None = None) -> str:
     """
     record = Record.load(Path(output_dir))
     uri = tracking_uri or record.state.tracking_uri
-    if ":***@" in uri:
+    if lacks_password(uri):
         raise UserError(f"{uri}: the record does not keep the password; give the URI with --tracking-uri.")
     run = MlflowRun(uri, record)
     try:
@@ -56,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         run_id = replay(options.output_dir, options.tracking_uri)
         state = Record.load(options.output_dir).state
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     ending = "still RUNNING: training has not said how it ended" if state.status == RUNNING else state.status
-    print(f"run {run_id} in experiment {state.experiment_name!r} is complete ({ending})")
+    say(f"run {run_id} in experiment {state.experiment_name!r} is complete ({ending})")
     return 0
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password
 from sktune.files import TRACKING_RECIPE_FILE, write_whole
-from sktune.recipe.document import to_yaml
+from sktune.recipe.document import FORMAT, FORMAT_KEY, to_yaml
 from sktune.recipe.environment import MLFLOW_VARIABLES, mlflow_reference
 from sktune.sections import TrackingSection
 from sktune.tracking import names
@@ -18,7 +18,7 @@ from sktune.tracking.interface import NullTracker, Tracker
 from sktune.tracking.record import Record
 from sktune.tracking.store import MlflowRun
 from sktune.tracking.tracker import RunTracker
-from sktune.tracking.uri import hide_password, replayable_uri
+from sktune.tracking.uri import replayable_uri
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def start_tracking(
     record.state.tags.update(names.as_tags({**system_tags(), **tracking.tags, **tags}))
     record.save()
     recipe_file = output_dir / TRACKING_RECIPE_FILE
-    write_whole(recipe_file, to_yaml(_plain(recipe_params)))
+    write_whole(recipe_file, to_yaml({FORMAT_KEY: FORMAT, **_plain(recipe_params)}))
     record.add_artifact(recipe_file, None)
     record.save()
     try:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.errors import named_line
@@ -234,8 +233,11 @@ class MlflowRun:
         for entry in self.record.state.artifacts:
             if entry.sent:
                 continue
-            path = Path(entry.path)
-            if path.is_dir():
+            path = self.record.output_dir / entry.path
+            if not path.resolve().is_relative_to(self.record.output_dir.resolve()):
+                # A record that came with somebody else's run could name any file of this machine.
+                logger.warning("%s: not in the run's folder, so it is not uploaded as an artifact.", path)
+            elif path.is_dir():
                 folder = os.path.join(entry.folder or "", path.name)
                 self._client.log_artifacts(run_id, str(path), folder)
             elif path.exists():

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password
 from sktune.files import METRICS_FILE
 from sktune.tracking import names
 from sktune.tracking.interface import Status
 from sktune.tracking.record import RUNNING, DatasetEntry, Record, last_steps, now
 from sktune.tracking.store import ArtifactStoreError, MlflowRun
-from sktune.tracking.uri import first_line, hide_password, is_refusal, sqlite_path
+from sktune.tracking.uri import first_line, is_refusal, sqlite_path
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sktune import errors
-from sktune.errors import UserError
+from sktune.errors import UserError, hide_password, lacks_password
 from sktune.tracking.database import made_once
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def open_client(uri: str) -> MlflowClient:
             opened, or a missing database driver. A server that is down is not noticed here.
     """
     scheme, shown = _scheme(uri), hide_password(uri)
+    if lacks_password(uri):
+        raise UserError(
+            f"{FIELD}: {shown!r} is an address whose password was not written down; give it again, best as a variable: "
+            f"{FIELD}='${{MLFLOW_TRACKING_URI}}'."
+        )
     if scheme in ("", "file"):
         folder = re.sub(r"^file:(//)?", "", uri.strip()).rstrip("/")
         advice = f"sqlite:///{folder}/mlflow.db" if folder else "sqlite:///mlflow.db"
@@ -85,11 +90,6 @@ def replayable_uri(uri: str) -> str:
     """The URI as it may be written down: a sqlite path absolute, a password hidden."""
     database = sqlite_path(uri)
     return f"{uri.partition('://')[0]}:///{database}" if database else hide_password(uri)
-
-
-def hide_password(text: str) -> str:
-    """The text with the password of every URI in it replaced by `***`."""
-    return re.sub(r"(://[^\s/:@]*):[^\s@]*@", r"\1:***@", text)
 
 
 def first_line(error: BaseException, uri: str = "") -> str:

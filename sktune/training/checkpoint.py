@@ -21,6 +21,7 @@ from sktune.distributed.engine import Engine, State
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS, CHECKPOINTS_FOLDER, OPTIMIZER_WEIGHTS, PROGRESS_FILE
+from sktune.model.adapter import read_weights
 from sktune.tasks.metrics import is_better
 
 
@@ -128,7 +129,7 @@ def load_checkpoint(folder: Path) -> tuple[State, State, Progress]:
     try:
         values = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         progress = Progress(**{entry.name: values[entry.name] for entry in fields(Progress) if entry.name in values})
-        return load_file(folder / ADAPTER_WEIGHTS), load_file(folder / OPTIMIZER_WEIGHTS), progress
+        return read_weights(folder / ADAPTER_WEIGHTS), load_file(folder / OPTIMIZER_WEIGHTS), progress
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: damaged checkpoint ({error}); remove the folder to resume from an older one"

@@ -5,24 +5,31 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sktune.distributed.engine import State
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import (
+    ADAPTER_CARD,
     ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
     CHECKPOINTS_FOLDER,
+    CONFUSION_FIGURE_FILE,
     DEEPSPEED_FILE,
     EVALUATION_FOLDER,
+    F1_FIGURE_FILE,
     FIGURES_FOLDER,
     FROZEN_STATES_FOLDER,
     METRICS_FILE,
     PREDICTIONS_FOLDER,
     RECIPE_FILE,
+    RUN_MARK,
     SUMMARY_FILE,
-    TRACKING_FOLDER,
+    TEST_PREDICTIONS_FILE,
+    TRACKING_RECIPE_FILE,
+    TRACKING_STATE_FILE,
     locked,
     write_whole,
 )
@@ -35,10 +42,15 @@ logger = logging.getLogger(__name__)
 CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "data.max_validation", "data.max_test")
 
 
-# What a run that starts anew removes of an earlier one.
+# What a run leaves, and one that starts anew removes: these names alone, whatever else lies beside them.
 _OF_A_RUN = (
-    *(CHECKPOINTS_FOLDER, ADAPTER_FOLDER, PREDICTIONS_FOLDER, FIGURES_FOLDER, EVALUATION_FOLDER, TRACKING_FOLDER),
-    *(FROZEN_STATES_FOLDER, METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE),
+    *(METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE, TRACKING_STATE_FILE, TRACKING_RECIPE_FILE),
+    f"{CHECKPOINTS_FOLDER}/step-*",
+    *(f"{FROZEN_STATES_FOLDER}/{split}-*" for split in ("train", "validation", "test")),
+    *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CARD, RECIPE_FILE)),
+    f"{PREDICTIONS_FOLDER}/{TEST_PREDICTIONS_FILE}",
+    *(f"{FIGURES_FOLDER}/{name}" for name in (F1_FIGURE_FILE, CONFUSION_FIGURE_FILE)),
+    *(f"{EVALUATION_FOLDER}/{split}*.json*" for split in ("train", "validation", "test")),
 )
 
 
@@ -73,22 +85,53 @@ def claim_output(
 
 
 def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
-    recipe = loaded.recipe
-    used = (output_dir / RECIPE_FILE).exists()
-    checkpoint = latest_checkpoint(output_dir) if recipe.training.resume == "auto" else None
-    if used and checkpoint is None and not recipe.output.overwrite and recipe.training.resume != "auto":
+    recipe, mark = loaded.recipe, output_dir / RUN_MARK
+    resumes = recipe.training.resume == "auto"
+    checkpoint = latest_checkpoint(output_dir) if resumes else None
+    if checkpoint is not None:
+        _check_same_run(loaded, output_dir / RECIPE_FILE)
+    elif not mark.exists():
+        _refuse_files_of_others(output_dir)
+    elif _holds_a_run(output_dir) and (resumes or not recipe.output.overwrite):
+        if resumes:
+            raise UserError(
+                f"output.dir: {output_dir} holds a finished run and no checkpoint to go on from; start anew with "
+                "output.overwrite=true (and without --resume), or choose another folder"
+            )
         raise UserError(
             f"output.dir: {output_dir} already holds a run; continue it with training.resume=auto (--resume), "
             "start anew with output.overwrite=true, or choose another folder"
         )
-    if checkpoint is not None:
-        _check_same_run(loaded, output_dir / RECIPE_FILE)
-    elif used:
-        for name in _OF_A_RUN:
-            path = output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_whole(output_dir / RECIPE_FILE, loaded.text())
+    else:
+        _remove_run(output_dir)
+    write_whole(mark, "A run of sktune has claimed this folder; its files are replaced with output.overwrite.\n")
+    write_whole(output_dir / RECIPE_FILE, loaded.whole_text())
     return checkpoint
+
+
+def _holds_a_run(output_dir: Path) -> bool:
+    """Whether something would be lost; a run that ended before its first checkpoint has left nothing of worth."""
+    finished = ((output_dir / SUMMARY_FILE), (output_dir / ADAPTER_FOLDER / ADAPTER_CARD))
+    return latest_checkpoint(output_dir) is not None or any(file.exists() for file in finished)
+
+
+def _refuse_files_of_others(output_dir: Path) -> None:
+    found = [name for pattern in (RECIPE_FILE, *_OF_A_RUN) for name in sorted(output_dir.glob(pattern))]
+    if found:
+        listed = ", ".join(str(path.relative_to(output_dir)) for path in found[:3]) + (" ..." if found[3:] else "")
+        raise UserError(
+            f"output.dir: {output_dir} holds {listed}, which a run would write over, and no mark of sktune's "
+            f"({RUN_MARK}) says that they are a run's; choose another folder, or move them away"
+        )
+
+
+def _remove_run(output_dir: Path) -> None:
+    for pattern in _OF_A_RUN:
+        for path in output_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with suppress(OSError):  # not there, or not empty
+            if (folder := (output_dir / pattern).parent) != output_dir:
+                folder.rmdir()
 
 
 def _check_same_run(loaded: LoadedRecipe, earlier_file: Path) -> None:

@@ -21,6 +21,7 @@ from sktune.distributed.optimizer import build_optimizer
 from sktune.distributed.placement import placement_for
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.distributed.ranks import Ranks
+from sktune.errors import UserError
 from sktune.methods.method import Frame, build_method, reframed
 from sktune.model.identity import identity
 from sktune.model.step_zero import check_step_zero
@@ -121,6 +122,7 @@ def prepare(
         logger.info(line)
     if labels is None and raw is not None:
         labels = raw.labels
+        _check_metric(recipe, labels)
     tokenizer = load_tokenizer(recipe.model)
     # Before the model: its mistakes are cheap to find.
     task = task_of_method(recipe, task, tokenizer, labels, shown)
@@ -165,6 +167,18 @@ def try_step_zero(setup: Setup, engine: Engine, ranks: Ranks) -> None:
             worst=lambda value: max(ranks.gather(value)),
         )
         engine.set_training(True)
+
+
+def _check_metric(recipe: Recipe, labels: Sequence[str] | None) -> None:
+    """Refuses to choose the best checkpoint by a metric that there is not with the labels of the training data."""
+    metric = recipe.training.metric_for_best_model
+    if metric is None or labels is None:
+        return
+    known = recipe.task.model_copy(update={"labels": tuple(labels)}).metrics()
+    if metric not in known:
+        raise UserError(
+            f"training.metric_for_best_model: there is no {metric} of {len(labels)} labels; allowed: {', '.join(known)}"
+        )
 
 
 def coder_of(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ class BottleneckAdapterConfig(UpperLayersConfig):
     """Bottleneck networks behind the sublayers (Houlsby et al., arXiv 1902.00751; Pfeiffer et al., 2005.00247)."""
 
     name: Literal["bottleneck_adapter"] = "bottleneck_adapter"
+
+    known_as: ClassVar[Mapping[str, str]] = {"adapter": "", "adapters": ""}
     placement: Literal["houlsby", "pfeiffer"] = Field(
         "pfeiffer", description="houlsby: behind attention and feed-forward; pfeiffer: behind feed-forward only."
     )

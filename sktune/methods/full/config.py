@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from sktune.methods.config import MethodConfig, StartsAs
@@ -11,6 +12,8 @@ class FullFineTuningConfig(MethodConfig):
     """The whole model is trained."""
 
     name: Literal["full"] = "full"
+
+    known_as: ClassVar[Mapping[str, str]] = {"full_finetuning": "", "finetune": ""}
 
     trains_backbone: ClassVar[bool] = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from sktune.methods.config import MethodConfig, StartsAs
@@ -12,6 +13,8 @@ class HeadOnlyConfig(MethodConfig):
     """The baseline every method must beat: a head on the frozen model's features."""
 
     name: Literal["head_only"] = "head_only"
+
+    known_as: ClassVar[Mapping[str, str]] = {"linear_probe": "", "linear_probing": ""}
 
     trains: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from sktune.methods.template.config import TemplateConfig
@@ -12,6 +13,8 @@ class InContextConfig(TemplateConfig):
     """Nothing is trained: the template alone (zero-shot), or behind demonstrations (few-shot, arXiv 2005.14165)."""
 
     name: Literal["in_context"] = "in_context"
+
+    known_as: ClassVar[Mapping[str, str]] = {"icl": "", "few_shot": ""}
 
     trains: ClassVar[bool] = False
     scores_only: ClassVar[bool] = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ class LoraConfig(UpperLayersConfig):
     """Low-rank updates of linear layers (Hu et al., arXiv 2106.09685)."""
 
     name: Literal["lora"] = "lora"
+
+    known_as: ClassVar[Mapping[str, str]] = {"qlora": "with quantization.load_in_4bit: true"}
     rank: int = Field(8, ge=1, description="Of the updates.")
     alpha: int = Field(16, ge=1, description="Updates are scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On what the updates read.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ class PTuningConfig(MethodConfig):
     """Embeddings in front of the input that a small network makes (Liu et al., arXiv 2103.10385)."""
 
     name: Literal["p_tuning"] = "p_tuning"
+
+    known_as: ClassVar[Mapping[str, str]] = {"ptuning": ""}
     num_virtual_tokens: int = Field(20, ge=1, description="Without a template.")
     encoder: Literal["mlp", "lstm"] = Field("mlp", description="The network that makes them.")
     hidden_size: int = Field(128, ge=1, description="Of the network.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +18,8 @@ class PrefixTuningConfig(UpperLayersConfig, FromTextConfig):
     """Keys and values of their own in front of every layer's (Li and Liang, arXiv 2101.00190)."""
 
     name: Literal["prefix_tuning"] = "prefix_tuning"
+
+    known_as: ClassVar[Mapping[str, str]] = {"prefix": ""}
     init: Literal["random", "text"] = Field("random", description="text: the keys and values the model makes of it.")
     reparametrize: bool = Field(False, description="Make them by a two-layer network from one embedding a position.")
     hidden_size: int = Field(512, ge=1, description="Width of the hidden layer of that network (reparametrize).")

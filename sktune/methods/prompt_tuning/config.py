@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ class PromptTuningConfig(FromTextConfig):
     """Embeddings of their own in front of the input (Lester et al., arXiv 2104.08691)."""
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
+
+    known_as: ClassVar[Mapping[str, str]] = {"soft_prompt": ""}
     init: Literal["random", "vocabulary", "text", "labels"] = Field(
         "vocabulary", description="Start from normal noise, tokens drawn at random, `text`, or the labels' names."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +18,8 @@ class SKPrefixConfig(UpperLayersConfig, SemanticConfig):
     """SK-Prefix: refined keys and values of the text, visible to every layer of the second pass."""
 
     name: Literal["sk_prefix"] = "sk_prefix"
+
+    known_as: ClassVar[Mapping[str, str]] = {"sk_tuning": ""}
     shared: bool = Field(False, description="One adapter for all layers instead of one per layer.")
 
     visible_prefix: ClassVar[bool] = True

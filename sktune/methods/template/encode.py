@@ -103,6 +103,11 @@ class TemplateEncoder:
     def _room(self, max_positions: int | None) -> int | None:
         (empty,) = self._encode([self._fill(Example(0, "", ""), ())])
         fixed = len(empty.input_ids)
+        if max_positions is not None and fixed >= max_positions:
+            raise UserError(
+                f"method.template: {fixed} tokens of its own leave no room for a text in the {max_positions} positions "
+                "of the model; shorten it"
+            )
         if max_positions is not None and fixed + self.max_length > max_positions:
             raise UserError(
                 f"data.max_length: {self.max_length} tokens in a template of {fixed} exceed the {max_positions} "

@@ -71,6 +71,18 @@ def conll_columns_need_conll(data: DataSection) -> Iterator[Problem]:
         yield from idle("data", data, keys, why, "set data.format: conll.")
 
 
+def column_names_are_of_text_tables(data: DataSection) -> Iterator[Problem]:
+    if data.format in ("hub", "conll", "jsonl", "parquet") and data.column_names is not None:
+        why = f"columns of {data.format} have names"
+        yield from idle("data", data, ("column_names",), why, "set data.format: csv or tsv.")
+
+
+def splits_name_something(data: DataSection) -> Iterator[Problem]:
+    for split in ("train", "validation", "test"):
+        if getattr(data, split) in ((), ""):
+            yield Problem(f"data.{split}", "names nothing", "a file, a split, or a list of them", "name one.")
+
+
 def sample_limits_need_their_split(data: DataSection) -> Iterator[Problem]:
     for split in ("validation", "test"):
         if getattr(data, split) is None and getattr(data, f"max_{split}_samples") is not None:
@@ -113,6 +125,8 @@ RULES = (
     columns_belong_to_the_task,
     conll_holds_tagged_words,
     conll_columns_need_conll,
+    column_names_are_of_text_tables,
+    splits_name_something,
     sample_limits_need_their_split,
     embedded_data_exist,
     embedded_ratings_are_numbers,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
 from sktune.methods.config import MethodConfig
 from sktune.methods.upper_layers import ANY_DEPTH
+from sktune.recipe.deepspeed_file import PRESETS, read_deepspeed_file
 from sktune.sections import DataSection, DistributedSection, OutputSection, TrainingSection, idle
 from sktune.tasks.config import TaskConfig
 
-DEEPSPEED_PRESETS = ("zero3", "zero3_offload", "zero2")
+DEEPSPEED_PRESETS = PRESETS
 
 
 def best_metric_is_one_of_the_task(training: TrainingSection, task: TaskConfig) -> Iterator[Problem]:
@@ -62,7 +63,7 @@ def states_are_kept_where_something_is_frozen(training: TrainingSection, method:
         yield Problem(
             "training.frozen_states",
             f"{method.name} as it is set changes what every block reads, so no states stay the same",
-            "off or auto; memory and disk with method.layers or head_only, and with semantics: cached",
+            "off or auto; memory and disk with method.layers or no method but a head, and with semantics: cached",
             "set method.layers (1/2, for example), or training.frozen_states: off.",
         )
     if training.frozen_states not in ("disk", "auto"):
@@ -82,6 +83,12 @@ def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator
             f"{', '.join(DEEPSPEED_PRESETS)}, null, or an existing .json file (seen from the working folder)",
             "use a preset, or correct the path.",
         )
+        return
+    try:
+        read_deepspeed_file(path)
+    except UserError as error:
+        what = str(error).removeprefix(f"distributed.deepspeed: {path}: ")
+        yield Problem("distributed.deepspeed", f"cannot be used: {what}", cure="correct the file, or use a preset.")
 
 
 def sharding_is_up_to_zero3(distributed: DistributedSection) -> Iterator[Problem]:
@@ -94,6 +101,7 @@ def sharding_is_up_to_zero3(distributed: DistributedSection) -> Iterator[Problem
                 f"cannot be true with distributed.deepspeed: {name or 'null'}, which copies the model to every rank",
                 "true, false or auto with deepspeed: zero3",
                 "set distributed.deepspeed: zero3, or leave shard_backbone out.",
+                idle=True,
             )
         elif choice is not True:
             why = f"distributed.deepspeed: {name or 'null'} copies the model to every rank anyway"
@@ -120,6 +128,7 @@ def resume_keeps_what_is_there(training: TrainingSection, output: OutputSection)
             "a folder cannot be both started anew and resumed (training.resume: auto)",
             "false with training.resume: auto",
             "set output.overwrite: false, or training.resume: never.",
+            idle=True,
         )
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from sktune.errors import Problem
 from sktune.sections import DataSection, idle
-from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig, words_tell_labels_apart
+from sktune.tasks.config import TEXT_COLUMNS, LabelledConfig, class_metric_names, words_tell_labels_apart
 
 
 class CausalLMConfig(LabelledConfig):
     """The language model answers: in words of its own, or with the most likely of given words."""
 
     name: Literal["causal_lm"] = "causal_lm"
+
+    known_as: ClassVar[Mapping[str, str]] = {"generation": "", "text_generation": "", "sft": "", "clm": ""}
     label_words: dict[str, str] | None = Field(
         None, description="Label -> words scored by likelihood; null means free text targets."
     )
@@ -43,7 +45,7 @@ class CausalLMConfig(LabelledConfig):
         return self.max_new_tokens if self.label_words is None else 0
 
     def metrics(self) -> tuple[str, ...]:
-        return ("perplexity", "loss") if self.label_words is None else ("accuracy", "f1", "loss")
+        return ("perplexity", "loss") if self.label_words is None else class_metric_names(self.given_labels)
 
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(data)

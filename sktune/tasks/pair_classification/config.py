@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from sktune.errors import Problem
 from sktune.sections import DataSection
-from sktune.tasks.config import LabelledConfig, PooledConfig
+from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
 
 
 class PairClassificationConfig(LabelledConfig, PooledConfig):
     """One label for two texts."""
 
     name: Literal["pair_classification"] = "pair_classification"
+
+    known_as: ClassVar[Mapping[str, str]] = {"nli": "", "text_pair_classification": ""}
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
@@ -24,7 +26,7 @@ class PairClassificationConfig(LabelledConfig, PooledConfig):
         return {"text_pair_column": "text_pair"}
 
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+        return class_metric_names(self.labels)
 
     def problems(self, data: DataSection | None) -> Iterator[Problem]:
         yield from super().problems(data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sktune.tasks.config import LabelledConfig, PooledConfig
+from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
 
 
 class SequenceClassificationConfig(LabelledConfig, PooledConfig):
@@ -12,8 +13,15 @@ class SequenceClassificationConfig(LabelledConfig, PooledConfig):
 
     name: Literal["sequence_classification"] = "sequence_classification"
 
+    known_as: ClassVar[Mapping[str, str]] = {
+        "classification": "",
+        "text_classification": "",
+        "sentiment": "",
+        "seq_cls": "",
+    }
+
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "positive_f1", "matthews", "loss")
+        return class_metric_names(self.labels)

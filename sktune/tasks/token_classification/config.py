@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,9 +11,16 @@ from sktune.tasks.config import HeadConfig, LabelledConfig
 
 
 class TokenClassificationConfig(LabelledConfig, HeadConfig):
-    """A tag for each word, scored by the entities that the tags spell."""
+    """A tag for each word, scored by the entities that the tags spell, or tag by tag."""
 
     name: Literal["token_classification"] = "token_classification"
+    scheme: Literal["iob2", "plain"] = Field(
+        "iob2",
+        description="What tags are: of entities (IOB1, IOB2, BIOES or BILOU, read as IOB2), or plain, each standing "
+        "for itself, such as parts of speech.",
+    )
+
+    known_as: ClassVar[Mapping[str, str]] = {"ner": "", "pos": "", "tagging": ""}
     labelled_piece: Literal["first", "last"] = Field(
         "first",
         description="Which piece of a word carries its tag; a decoder has read the whole word at its last.",
@@ -22,5 +30,11 @@ class TokenClassificationConfig(LabelledConfig, HeadConfig):
     reads_words: ClassVar[bool] = True
     assumed_labels: ClassVar[int] = 9  # CoNLL-2003's
 
+    @property
+    def reads_entities(self) -> bool:
+        return self.scheme == "iob2"
+
     def metrics(self) -> tuple[str, ...]:
+        if self.scheme == "plain":
+            return ("accuracy", "macro_f1", "loss")
         return ("f1", "precision", "recall", "accuracy", "loss")

@@ -14,14 +14,17 @@ from sktune.errors import UserError
 from sktune.sections import DataSection
 
 
-def read_tagged_words(table: Table, data: DataSection, labels: Sequence[str] | None, split: str) -> Reading:
-    """The sentences of a table, their tags converted to IOB2.
+def read_tagged_words(
+    table: Table, data: DataSection, labels: Sequence[str] | None, split: str, *, entities: bool = True
+) -> Reading:
+    """The sentences of a table, tags of entities converted to IOB2.
 
     Args:
         table: a sentence a row, with a list of words and a list of tags.
         data: names the columns.
         labels: of the recipe; the names of tags that are numbers.
         split: its name, for the report.
+        entities: whether the tags are of entities; else they are kept as they are.
 
     Raises:
         UserError: naming the row, for words and tags of different number, and tags that are none.
@@ -46,11 +49,12 @@ def read_tagged_words(table: Table, data: DataSection, labels: Sequence[str] | N
         tags = tuple(named(value, class_names, labels, where) for value in values)
         if len(tags) != len(words):
             raise UserError(f"{where}: {len(words)} words but {len(tags)} tags.")
-        _check_tags(tags, where)
+        if entities:
+            _check_tags(tags, where)
         rows.append(row)
         all_words.append(words)
         all_tags.append(tags)
-    iob2, conversion = to_iob2(all_tags)
+    iob2, conversion = to_iob2(all_tags) if entities else (all_tags, None)
     examples = [
         Example(row=row, words=words, reference=tags) for row, words, tags in zip(rows, all_words, iob2, strict=True)
     ]
@@ -86,4 +90,7 @@ def _check_tags(tags: Sequence[str], where: str) -> None:
                 "the order of their numbers."
             )
         if not is_entity_tag(tag):
-            raise UserError(f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...).")
+            raise UserError(
+                f"{where}: {tag!r} is no tag of IOB1, IOB2, BIOES or BILOU (O, B-TYPE, I-TYPE ...); "
+                "tags that are no entities, such as parts of speech, need task.scheme: plain."
+            )

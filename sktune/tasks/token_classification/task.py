@@ -16,7 +16,7 @@ from sktune.data.table import Table
 from sktune.data.tags import OUTSIDE, iob2_labels
 from sktune.sections import DataSection
 from sktune.tasks.heads import Head, TokenClassificationHead
-from sktune.tasks.metrics import entity_metrics
+from sktune.tasks.metrics import entity_metrics, tag_metrics
 from sktune.tasks.task import Answers, Constant, Labels, Outputs, Scores, Task
 from sktune.tasks.token_classification.config import TokenClassificationConfig
 from sktune.tasks.token_classification.encode import encode_words
@@ -29,10 +29,12 @@ class TokenClassification(Task):
     config: TokenClassificationConfig
 
     def read(self, table: Table, data: DataSection, split: str) -> Reading:
-        return read_tagged_words(table, data, self.config.labels, split)
+        return read_tagged_words(table, data, self.config.labels, split, entities=self.reads_entities)
 
     def infer_labels(self, train: Reading) -> tuple[str, ...]:
-        """O first, then B-X and I-X of each type."""
+        """Of entities O first, then B-X and I-X of each type; plain tags in sorted order."""
+        if not self.reads_entities:
+            return super().infer_labels(train)
         return two_or_more(iob2_labels(label_counts(train.examples)))
 
     def encode(
@@ -51,11 +53,12 @@ class TokenClassification(Task):
         return TokenClassificationHead(backbone.hidden_size, labels, self.config.head_dropout)
 
     def answers(self, output: Outputs, rows: Sequence[Row | None], starts: Sequence[int], labels: Labels) -> Answers:
-        """The tags of each row's words; a word without a piece of its own is answered "O"."""
+        """The tags of each row's words; a word without a piece of its own is answered "O", in the plain scheme None."""
+        unread = OUTSIDE if self.reads_entities else None
         assert output.logits is not None and labels is not None
         best = output.logits.detach().float().cpu().argmax(-1)
         return {
-            row.index: [labels[int(best[i, starts[i] + piece])] if piece >= 0 else OUTSIDE for piece in row.word_pieces]
+            row.index: [labels[int(best[i, starts[i] + piece])] if piece >= 0 else unread for piece in row.word_pieces]
             for i, row in enumerate(rows)
             if row is not None
         }
@@ -64,7 +67,7 @@ class TokenClassification(Task):
         rows = [row for row in rows if row.index in answers]
         references = [list(map(str, row.reference)) for row in rows]  # type: ignore[arg-type]
         tags = [answers[row.index] for row in rows]
-        overall, per_type = entity_metrics(references, tags)
+        overall, per_type = (entity_metrics if self.reads_entities else tag_metrics)(references, tags)
         records = [
             {"row": row.index, "reference": reference, "prediction": predicted}
             for row, reference, predicted in zip(rows, references, tags, strict=True)
@@ -72,7 +75,12 @@ class TokenClassification(Task):
         return Scores({**overall, "loss": loss}, records, per_type=per_type)
 
     def constant(self, train: Sequence[Example], labels: Labels) -> Constant | None:
-        return f"all {OUTSIDE}", _without_entities
+        if self.reads_entities:
+            return f"all {OUTSIDE}", _without_entities
+        tag = label_counts(train).most_common(1)[0][0]
+        return f"all {tag}", lambda examples: tag_metrics(_tags_of(examples), [[tag] * len(e.words) for e in examples])[
+            0
+        ]
 
     def example(self, text: str, text_pair: str | None) -> Example:
         words = tuple(text.split())
@@ -82,15 +90,22 @@ class TokenClassification(Task):
         """A word that was not read (cut off, or without a token) has no tag."""
         read = zip(answers[rows[0].index], rows[0].word_pieces, strict=True)
         tags = [tag if piece >= 0 else None for tag, piece in read]
-        return {"words": list(example.words), "tags": tags, "entities": entities(example.words, tags)}
+        shown = {"words": list(example.words), "tags": tags}
+        return {**shown, "entities": entities(example.words, tags)} if self.reads_entities else shown
 
     def line(self, shown: Mapping[str, Any]) -> str:
+        if not self.reads_entities:
+            return " ".join(f"{word}/{tag or '_'}" for word, tag in zip(shown["words"], shown["tags"], strict=True))
         return ", ".join(f"{found['text']} [{found['type']}]" for found in shown["entities"]) or "no entities"
 
 
 def _without_entities(examples: Sequence[Example]) -> dict[str, float]:
-    references = [[str(tag) for tag in example.reference] for example in examples]  # type: ignore[union-attr]
+    references = _tags_of(examples)
     return entity_metrics(references, [[OUTSIDE] * len(tags) for tags in references])[0]
+
+
+def _tags_of(examples: Sequence[Example]) -> list[list[str]]:
+    return [[str(tag) for tag in example.reference] for example in examples]  # type: ignore[union-attr]
 
 
 def entities(words: Sequence[str], tags: Sequence[str | None]) -> list[dict[str, str]]:

@@ -1,0 +1,48 @@
+"""`sktune export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sktune.cli.arguments import OverridingCommand, with_logging, with_output
+from sktune.process import guarded, prepare_process
+from sktune.terminal import say, say_json
+
+_EXAMPLES = """examples:
+  sktune export runs/smollm2_film_reviews_words --to peft --output exported
+  sktune export runs/smollm2_film_reviews --to transformers --output exported --check 32
+  sktune export runs/words --to peft --output exported --check 32 model.dtype=bfloat16 --tolerance 0.05
+"""
+
+
+@click.command("export", cls=OverridingCommand, epilog=_EXAMPLES)
+@with_output
+@click.option("--to", "target", type=click.Choice(["peft", "transformers"]), required=True, help="Whose form.")
+@click.option("--output", "destination", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--check", type=click.IntRange(1), help="Replay so many examples of the test split there, and compare.")
+@click.option(
+    "--tolerance", type=float, default=1e-3, show_default=True, help="Largest difference of logits, of the largest one."
+)
+@with_logging
+def command(
+    output: Path, overrides: tuple[str, ...], target: str, destination: Path, check: int | None, tolerance: float
+) -> int:
+    """Write a trained adapter in the form of another tool.
+
+    OUTPUT is the output.dir of a finished run. peft: a folder that PeftModel.from_pretrained reads. transformers: the
+    prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them.
+    """
+    return guarded(_run, output, target, destination, list(overrides), check, tolerance)
+
+
+def _run(
+    output: Path, target: str, destination: Path, overrides: list[str], check: int | None, tolerance: float
+) -> None:
+    prepare_process()
+    from sktune.export.exporting import export
+
+    card = export(output, target, destination, overrides=overrides, check=check, tolerance=tolerance)
+    say_json(card, indent=1)
+    say(f"exported: {destination}  (how to use it: {destination / 'README.md'})")

@@ -1,0 +1,114 @@
+"""A trained adapter as constants: what its method adds to every input, its head, and what they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from sktune.backbone import Woven
+from sktune.backbone.model_files import find_gguf
+from sktune.embedded import model_location
+from sktune.errors import UserError
+from sktune.inference import load_trained
+from sktune.recipe import Recipe
+from sktune.tasks.heads import TrainedHead
+from sktune.training.setup import Setup
+
+
+class Trained(NamedTuple):
+    """What there is to export.
+
+    folder: the run's.
+    setup: the model as it was trained, on the CPU, in evaluation mode.
+    woven: what its method adds to every row.
+    """
+
+    folder: Path
+    setup: Setup
+    woven: Woven
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
+
+    @property
+    def method(self) -> str:
+        return self.setup.recipe.method.name
+
+    def head(self) -> dict[str, torch.Tensor]:
+        """Weight [outputs, d] and bias [outputs] of the head, fp32; empty where the language model answers."""
+        head = self.setup.model.head
+        if not isinstance(head, TrainedHead):
+            return {}
+        assert not head.centre.any(), "a saved adapter has its centre in the bias"
+        return {"weight": head.classifier.weight.detach().clone(), "bias": head.classifier.bias.detach().clone()}
+
+    def refuse_hidden_prefix(self) -> None:
+        """Refuses a prefix that attention elsewhere would slide its window past.
+
+        Raises:
+            UserError: with the longest input that is possible.
+        """
+        window = getattr(self.setup.model.backbone.config, "sliding_window", None)
+        longest = self.setup.model.method.positions + self.recipe.data.max_length
+        if self.woven.prefix is not None and window is not None and longest > window:
+            raise UserError(
+                f"{self.folder}: inputs of up to {longest} positions pass the window of {window} of this "
+                f"{self.setup.model.backbone.family}, behind which other tools hide the prefix; allowed: "
+                f"data.max_length up to {window - self.setup.model.method.positions}"
+            )
+
+
+def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trained:
+    """The adapter of a run's folder.
+
+    Args:
+        folder: of the run.
+        overrides: changes of its recipe.
+        scored: a split to read the data of, or None.
+
+    Raises:
+        UserError: where there is no adapter, and for a method whose template belongs to the data.
+    """
+    from sktune.distributed.ranks import Ranks
+
+    alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
+    loaded, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
+    method = loaded.recipe.method
+    if method.answers_in_words or method.trains_backbone:
+        what = "is a template on the data" if method.answers_in_words else "trains the model's own weights"
+        raise UserError(f"{folder}: {method.name} {what} and has nothing that could be put on another model")
+    setup.model.eval()
+    with torch.no_grad():
+        return Trained(folder, setup, setup.model.woven())
+
+
+def plain_source(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the frozen model, and the keyword arguments for it to be as it was in training."""
+    model, quantization = recipe.model, recipe.quantization
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "revision": model.revision}
+    if quantization.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+        )
+    elif quantization.load_in_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    file = find_gguf(model.name_or_path, model.gguf_file, model.revision)
+    if file is not None:
+        return str(file.parent), {**options, "gguf_file": file.name}
+    return model_location(model.name_or_path), options
+
+
+def plain_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers reads it."""
+    place, options = plain_source(recipe)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        place, revision=recipe.model.revision, **{key: value for key, value in options.items() if key == "gguf_file"}
+    )
+    return tokenizer
