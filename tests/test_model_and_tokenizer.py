@@ -159,6 +159,5 @@ def test_llama_adapter_refuses_attention_it_does_not_repeat(
     )  # fmt: skip
     model = getattr(tf, f"{architecture}Model")(config)
     method = sktune.LlamaAdapterConfig(num_virtual_tokens=6)
-    tuned = sktune.attach(model, tiny_tokenizer(), method, task="token_classification", num_labels=3)
     with pytest.raises(ValueError, match=f"llama_adapter is not available .* {named}"):
-        tuned(torch.arange(4, 13)[None])
+        sktune.attach(model, tiny_tokenizer(), method, task="token_classification", num_labels=3)

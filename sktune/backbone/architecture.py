@@ -35,7 +35,10 @@ def check(base: PreTrainedModel) -> bool:
     for attribute in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         if not isinstance(of_all_layers(base.config, attribute), int):
             raise UserError(f"{family} does not say its {attribute} in the usual place; choose another model")
-    embeddings = base.get_input_embeddings()
+    try:
+        embeddings: Any = base.get_input_embeddings()
+    except NotImplementedError:  # transformers does not find it
+        embeddings = None
     if not (hasattr(embeddings, "num_embeddings") and hasattr(embeddings, "embedding_dim")):
         raise UserError(f"{family} embeds tokens by a layer of its own kind; choose another model")
     if family in MISPLACING_FAMILIES:
