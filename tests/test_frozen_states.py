@@ -26,6 +26,7 @@ from training_fixtures import (
     run_jobs,
 )
 
+from sktune.cli import main
 from sktune.methods import METHODS
 from sktune.methods.method import build_method
 from sktune.model.tuned_model import TunedModel
@@ -256,3 +257,9 @@ def test_shards_of_the_lower_blocks_are_gone(two: SeveralRanks) -> None:
     shares, whole = (two.result(f"frozen-{name}")["memory/frozen_bytes"] for name in ("zero3-nf4", "replicas-nf4"))
     assert shares < 0.6 * whole
     assert DEPTH == 3
+
+
+def test_a_plan_says_that_it_counts_all_blocks(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(workshop.write("run", IN_MEMORY))
+    assert main(["plan", recipe]) == 0
+    assert "training.frozen_states: all blocks are counted" in " ".join(capsys.readouterr().out.split())

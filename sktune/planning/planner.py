@@ -50,6 +50,11 @@ def plan(
     model = skeleton.build()
     if not model.trainable_parameters():
         notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
+    if training.frozen_states != "off" and model.frozen_blocks:
+        notes.append(
+            "training.frozen_states: all blocks are counted, as the reading before the first step needs them; training "
+            "itself holds the upper ones and the states"
+        )
     engine = engine_of(recipe, model, shared, ranks)
     alive = count_activations(skeleton, engine)
     checkpointing = training.gradient_checkpointing
