@@ -42,6 +42,7 @@ from sktune.model.tuned_model import TunedModel
 from sktune.recipe import load_recipe
 from sktune.sections import TrainingSection
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
+from sktune.training.steps import step_seed
 
 STILL: Sections = {"training": {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0}}
 STILL_LM: Sections = {"training": {"learning_rate": 1e-30}}
@@ -415,3 +416,9 @@ def test_mlflow_knows_the_data_the_purpose_and_the_memory_of_a_run(workshop: Wor
     used = client.get_metric_history(run.info.run_id, "memory/resident_bytes")
     assert [point.step for point in used] == [1, 4, 8]
     assert all(point.value > 1e8 for point in used)
+
+
+def test_random_numbers_of_steps_and_ranks_differ_and_stay() -> None:
+    seeds = {(seed, step, rank): step_seed(seed, step, rank) for seed in (0, 1) for step in (0, 1) for rank in (0, 1)}
+    assert len(set(seeds.values())) == len(seeds)
+    assert seeds[0, 0, 0] == 5842066033578894005

@@ -34,7 +34,7 @@ from sktune.training.meters import ThroughputMeter, frozen_bytes, memory_in_use,
 from sktune.training.output import claim_output
 from sktune.training.report import decisions, log_results, summarize
 from sktune.training.setup import Setup, build_engine, prepare, try_step_zero
-from sktune.training.steps import Steps, epochs
+from sktune.training.steps import Steps, epochs, step_seed
 from sktune.training.stopping import Stopped, decide, deferred, votes
 from sktune.training.tracked import tracked
 
@@ -131,7 +131,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
                     # One optimizer step over all ranks.
                     step, labels, batches = progress.step, steps.labels(progress.step), steps.own(progress.step)
                     rate = engine.set_rate(rate_factor(training, step, total))
-                    torch.manual_seed(hash((training.seed, step, ranks.rank)) % 2**63)
+                    torch.manual_seed(step_seed(training.seed, step, ranks.rank))
                     own_loss = 0.0
                     with meter.step(batches):
                         for batch in batches:

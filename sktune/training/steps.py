@@ -6,6 +6,7 @@ two ranks are one trajectory, and a resumed run needs no sampler's state.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,12 @@ def global_batch_size(training: TrainingSection, ranks: int) -> int:
 def total_steps(training: TrainingSection, per_epoch: int) -> int:
     """Optimizer steps of a run: as many as the recipe says, else those of its epochs."""
     return math.ceil(training.num_train_epochs * per_epoch) if training.max_steps is None else training.max_steps
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of the random numbers that a rank draws in a step; the same in every version of Python."""
+    drawn = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(drawn, "little") >> 1
 
 
 def epochs(training: TrainingSection, rows: Sequence[Row] | None, ranks: Ranks) -> float:
