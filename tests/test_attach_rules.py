@@ -55,6 +55,24 @@ def test_settings_that_a_recipe_refuses_are_refused_in_its_words(method: Any, wo
     assert all(word in str(refusal.value) for word in words), refusal.value
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (sktune.LoraConfig(target_modules=("nothing",)), {}),
+        (sktune.PrefixTuningConfig(init="text", text=TEXT, num_virtual_tokens=99), {}),
+        (P, {"task": "causal_lm"}),
+        (sktune.PromptTuningConfig(init="labels"), {}),
+    ],
+)
+def test_what_is_refused_leaves_the_model_as_it_was(method: Any, options: dict[str, Any]) -> None:
+    model = tiny_network("llama").train()
+    with pytest.raises(UserError):
+        attach(method, model=model, **options)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert attach(model=model).parameters_to_train()
+
+
 @pytest.mark.parametrize("method", [sktune.SKPrefixConfig(text=TEXT, adapter="identity"), sktune.HeadOnlyConfig()])
 def test_what_would_train_nothing_is_refused(method: Any) -> None:
     with pytest.raises(UserError, match="nothing would be trained"):

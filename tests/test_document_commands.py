@@ -62,6 +62,13 @@ output: {dir: runs/smollm2_film_reviews}
 compare: {methods: {head_only: {}, sk_prefix: {}}}
 """
 """Stands for every recipe that is trained."""
+TRAINED = {
+    "smollm2_film_reviews": (),
+    "sentiment": (),
+    "smollm2_film_reviews_words": ("task={name: causal_lm, label_words: {negative: negative, positive: positive}}",),
+    "ner": ("task={name: token_classification}", "data={path: embedded:newswire, max_train_samples: 32}"),
+}
+"""Runs that commands name -> what their recipe has besides."""
 OWN_FILES = {"films.yaml"}
 """Recipes that the tutorial makes."""
 
@@ -129,7 +136,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{"text": text, "label": label} for text, label in (("a fine film", "good"), ("a dull one", "bad")) * 4]
         (folder / "my_folder" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with contextlib.chdir(folder):
-        assert main(["train", "small.yaml"]) == 0
+        Path("reviews.csv").write_text("review\na fine film\n", encoding="utf-8")
+        Path("news.conll").write_text("Peter B-PER\nspoke O\n\n", encoding="utf-8")
+        for name, overrides in TRAINED.items():
+            assert main(["train", "small.yaml", *overrides, f"output.dir=runs/{name}"]) == 0
         assert main(["compare", "small.yaml", "--output", "runs/three"]) == 0
     return folder
 

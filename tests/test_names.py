@@ -18,6 +18,7 @@ NAMING: dict[str, str] = {
     "__init__.py": "public classes, for type checkers and editors",
     "cli/compare.py": "examples in the help",
     "cli/init.py": "examples in the help, and the method of a new recipe",
+    "model/step_zero.py": "advises what it has just tried, for each way of weaving",
     "methods/llama_adapter/module.py": "advises another method where it is not available itself",
 }
 """Modules outside a method's or a task's folder that name one, and why; none of them treats it differently."""

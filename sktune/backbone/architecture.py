@@ -115,7 +115,7 @@ def key_value_width(config: Any) -> int:
     except RuntimeError as error:  # what transformers raises where layers differ
         raise UserError(
             f"method.name: no prefix is available for {config.model_type}: its layers have keys and values of "
-            "different widths; use sk_prompt or lora"
+            "different widths; choose a method in front of the input (`sktune list methods`)"
         ) from error
 
 

@@ -271,7 +271,8 @@ class Backbone(nn.Module):
                 raise UserError(
                     f"method.name: behind a prefix of {length[0]} tokens an input of {length[1]} exceeds the {border} "
                     f"positions up to which the rotary frequencies of {self.family} do not depend on the length: those "
-                    f"of the prefix would be others; lower data.max_length to {border - length[0]}, or use sk_prompt"
+                    f"of the prefix would be others; lower data.max_length to {border - length[0]}, or choose a method "
+                    "in front of the input (`sktune list methods`)"
                 )
         count = 0
         if woven.prompt is not None:

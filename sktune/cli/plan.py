@@ -48,6 +48,7 @@ def command(
     return guarded(_run, path, overrides, gpus, nodes, gpu_memory, as_json, sweep)
 
 
+@only_models()
 def _run(
     path: str,
     overrides: Sequence[str],
@@ -57,44 +58,43 @@ def _run(
     as_json: bool,
     axes_text: str | None,
 ) -> None:
-    with only_models():
-        with importing():
-            prepare_process(computes=False)
-            import torch
+    with importing():
+        prepare_process(computes=False)
+        import torch
 
-            from sktune.planning.changes import advise, parse_axes, sweep
-            from sktune.planning.planner import plan
-            from sktune.planning.report import gibibytes, print_plan, print_sweep
-            from sktune.recipe import load_recipe
+        from sktune.planning.changes import advise, parse_axes, sweep
+        from sktune.planning.planner import plan
+        from sktune.planning.report import gibibytes, print_plan, print_sweep
+        from sktune.recipe import load_recipe
 
-        axes = parse_axes(axes_text) if axes_text is not None else None
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        gpus: int = max(found, 1) if given_gpus is None else given_gpus
-        for name, value in (("--gpus", gpus), ("--nodes", nodes)):
-            if value < 1:
-                raise UserError(f"{name}: {value}; allowed: 1 or more")
-        memory = torch.cuda.get_device_properties(0).total_memory if found else None
-        if gpu_memory is not None:
-            memory = parse_bytes(gpu_memory)
-        recipe = load_recipe(path, overrides)
-        ranks = gpus * nodes
-        console = make_console(soft_wrap=True, emoji=False)
-        if axes is not None:
-            plans = sweep(recipe, axes, ranks=ranks, memory_bytes=memory)
-            if as_json:
-                say_json([one.as_json() for one in plans], indent=1)
-            else:
-                print_sweep(console, plans, axes)
-            return
-        planned = plan(recipe, ranks=ranks, memory_bytes=memory)
-        advice: Advice | None = None
-        if memory is not None and not planned.fits:
-            advice = advise(recipe, ranks, memory, nodes)
+    axes = parse_axes(axes_text) if axes_text is not None else None
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus: int = max(found, 1) if given_gpus is None else given_gpus
+    for name, value in (("--gpus", gpus), ("--nodes", nodes)):
+        if value < 1:
+            raise UserError(f"{name}: {value}; allowed: 1 or more")
+    memory = torch.cuda.get_device_properties(0).total_memory if found else None
+    if gpu_memory is not None:
+        memory = parse_bytes(gpu_memory)
+    recipe = load_recipe(path, overrides)
+    ranks = gpus * nodes
+    console = make_console(soft_wrap=True, emoji=False)
+    if axes is not None:
+        plans = sweep(recipe, axes, ranks=ranks, memory_bytes=memory)
         if as_json:
-            say_json({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1)
+            say_json([one.as_json() for one in plans], indent=1)
         else:
-            after = f" ({gibibytes(advice.plan.peak)})" if advice is not None and advice.plan.fits else ""
-            print_plan(console, planned, None if advice is None else advice.text + after)
+            print_sweep(console, plans, axes)
+        return
+    planned = plan(recipe, ranks=ranks, memory_bytes=memory)
+    advice: Advice | None = None
+    if memory is not None and not planned.fits:
+        advice = advise(recipe, ranks, memory, nodes)
+    if as_json:
+        say_json({**planned.as_json(), "advice": None if advice is None else advice_as_json(advice)}, indent=1)
+    else:
+        after = f" ({gibibytes(advice.plan.peak)})" if advice is not None and advice.plan.fits else ""
+        print_plan(console, planned, None if advice is None else advice.text + after)
 
 
 def advice_as_json(advice: Advice) -> dict[str, object]:

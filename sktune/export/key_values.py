@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from sktune.errors import UserError
-from sktune.export.trained import Trained, plain_source
+from sktune.export.trained import Trained, loading, plain_model
 from sktune.tasks.heads import SequenceHead, pool
 
 WEIGHTS = "woven.safetensors"
@@ -44,7 +44,7 @@ def write(trained: Trained, folder: Path) -> str:
     if woven.layers is not None or woven.gated is not None or woven.behind is not None:
         raise UserError(
             f"{trained.folder}: {trained.method} changes the model's own modules, which no cache or embedding can say; "
-            "allowed: what puts a prompt or a prefix in front of the input. lora and ia3: `--to peft`"
+            "allowed: what puts a prompt or a prefix in front of the input. Layers of peft: `--to peft`"
         )
     tensors = {f"head.{name}": tensor for name, tensor in trained.head().items()}
     code, length = _NOTHING, 0
@@ -66,7 +66,7 @@ def write(trained: Trained, folder: Path) -> str:
     return (
         "import torch\nfrom safetensors.torch import load_file\n"
         f"from transformers import {kind}{', DynamicCache' if 'DynamicCache' in code else ''}\n\n"
-        f'base = {kind}.from_pretrained("{trained.recipe.model.name_or_path}")\n'
+        f"{loading(trained.recipe, kind)}\n"
         f"rows = len(input_ids){code}{_head_code(trained)}"
     )
 
@@ -93,11 +93,10 @@ class Plain:
     """The tensors as the lines above use them, on transformers' own model."""
 
     def __init__(self, trained: Trained, folder: Path) -> None:
-        place, options = plain_source(trained.recipe)
         head = trained.setup.model.head
         self.pooling = head.pooling if isinstance(head, SequenceHead) else None
         self.has_head = bool(trained.head())
-        self.model = (AutoModel if self.has_head else AutoModelForCausalLM).from_pretrained(place, **options).eval()
+        self.model = plain_model(trained.recipe, AutoModel if self.has_head else AutoModelForCausalLM)
         self.woven = load_file(folder / WEIGHTS)
 
     @torch.no_grad()

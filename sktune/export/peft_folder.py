@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from sktune.errors import UserError
-from sktune.export.trained import Trained, plain_source
+from sktune.export.trained import Trained, loading, plain_model
 from sktune.tasks.heads import TokenClassificationHead
 
 WEIGHTS = "adapter_model.safetensors"
@@ -60,7 +60,7 @@ def write(trained: Trained, folder: Path) -> str:
     else:
         raise UserError(
             f"{trained.folder}: peft has no place for {trained.method}; allowed: what puts a prompt or a prefix in "
-            "front of the input, lora and ia3. `--to transformers` takes a head alone"
+            "front of the input, and layers of peft. `--to transformers` takes a head alone"
         )
     if head:
         config.modules_to_save = [next(iter(head)).rpartition(".")[0]]
@@ -69,8 +69,8 @@ def write(trained: Trained, folder: Path) -> str:
     kind = "AutoModelForCausalLM" if task_type == "CAUSAL_LM" else "AutoModelForTokenClassification"
     labels = "" if not head else f", num_labels={len(trained.setup.labels or ())}"
     return (
-        f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-        f'base = {kind}.from_pretrained("{trained.recipe.model.name_or_path}"{labels})\n'
+        f"import torch\nfrom peft import PeftModel\nfrom transformers import {kind}\n\n"
+        f"{loading(trained.recipe, kind, labels)}\n"
         f'model = PeftModel.from_pretrained(base, "{folder.name}").eval()'
     )
 
@@ -79,13 +79,11 @@ class Plain:
     """The folder as peft reads it, on transformers' own model."""
 
     def __init__(self, trained: Trained, folder: Path) -> None:
-        place, options = plain_source(trained.recipe)
         if trained.head():
-            base = AutoModelForTokenClassification.from_pretrained(
-                place, num_labels=len(trained.setup.labels or ()), **options
-            )
+            labels = len(trained.setup.labels or ())
+            base = plain_model(trained.recipe, AutoModelForTokenClassification, num_labels=labels)
         else:
-            base = AutoModelForCausalLM.from_pretrained(place, **options)
+            base = plain_model(trained.recipe, AutoModelForCausalLM)
         self.model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
 
     @torch.no_grad()

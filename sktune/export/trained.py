@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sktune.backbone import Woven
 from sktune.backbone.model_files import find_gguf
@@ -86,29 +87,47 @@ def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trai
         return Trained(folder, setup, setup.model.woven())
 
 
-def plain_source(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the frozen model, and the keyword arguments for it to be as it was in training."""
-    model, quantization = recipe.model, recipe.quantization
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "revision": model.revision}
-    if quantization.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, model.dtype),
-        )
-    elif quantization.load_in_8bit:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
+    """The frozen model as transformers itself loads it, at the precision of the recipe; on the CPU.
+
+    Args:
+        recipe: names it.
+        kind: an auto class of transformers.
+        options: of its `from_pretrained`.
+    """
+    place, named = _place(recipe)
+    options |= named | {"dtype": getattr(torch, recipe.model.dtype), "revision": recipe.model.revision}
+    quantization = recipe.quantization
+    if quantization.bits is None:
+        model: PreTrainedModel = kind.from_pretrained(place, **options)
+        return model.eval()
+    packed = BitsAndBytesConfig(
+        load_in_4bit=quantization.load_in_4bit,
+        load_in_8bit=quantization.load_in_8bit,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=options["dtype"],
+    )
+    if not named:
+        return kind.from_pretrained(place, quantization_config=packed, **options).eval()
+    with TemporaryDirectory() as folder:  # transformers does not quantize what it reads from a GGUF file
+        kind.from_pretrained(place, **options).save_pretrained(folder)
+        rest = {key: value for key, value in options.items() if key not in (*named, "revision")}
+        return kind.from_pretrained(folder, quantization_config=packed, **rest).eval()
+
+
+def loading(recipe: Recipe, kind: str, more: str = "") -> str:
+    """The line of Python that loads the frozen model by transformers."""
+    place, named = _place(recipe)
+    revision = {} if recipe.model.revision is None else {"revision": recipe.model.revision}
+    options = "".join(f', {name}="{value}"' for name, value in {**named, **revision}.items())
+    return f'base = {kind}.from_pretrained("{place}"{options}, dtype=torch.{recipe.model.dtype}{more}).eval()'
+
+
+def _place(recipe: Recipe) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` is given: a folder or hub id, and a GGUF file in it."""
+    model = recipe.model
     file = find_gguf(model.name_or_path, model.gguf_file, model.revision)
     if file is not None:
-        return str(file.parent), {**options, "gguf_file": file.name}
-    return model_location(model.name_or_path), options
-
-
-def plain_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers reads it."""
-    place, options = plain_source(recipe)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        place, revision=recipe.model.revision, **{key: value for key, value in options.items() if key == "gguf_file"}
-    )
-    return tokenizer
+        return str(file.parent), {"gguf_file": file.name}
+    return model_location(model.name_or_path), {}

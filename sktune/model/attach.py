@@ -83,7 +83,13 @@ def attach(
             "off with sktune.detach(tuned), or load the model again"
         )
     backbone = Backbone(model, attn_implementation=kernel, gradient_checkpointing=gradient_checkpointing)
-    tuned = put_on(backbone, tokenizer, method, section, count, names)
+    try:
+        tuned = put_on(backbone, tokenizer, method, section, count, names)
+    except UserError:
+        remove_peft_layers(model)
+        if not _attached.get(model):
+            backbone.release()  # what was refused leaves the model as it was
+        raise
     if check_step_zero:
         try:
             try_step_zero(tuned, tokenizer, next(model.parameters()).device)

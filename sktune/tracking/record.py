@@ -85,6 +85,8 @@ class Record:
     def __init__(self, output_dir: Path, state: RunState) -> None:
         self.output_dir = output_dir
         self.state = state
+        self.own: set[str] = set()
+        """Paths of artifacts that this process has named itself: they may lie anywhere."""
 
     @property
     def run_id(self) -> str:
@@ -180,6 +182,7 @@ class Record:
     def add_artifact(self, path: Path, folder: str | None) -> None:
         """Add a file or folder, to be uploaded (again)."""
         place = os.path.relpath(path.absolute(), self.output_dir.absolute())
+        self.own.add(place)
         others = [entry for entry in self.state.artifacts if (entry.path, entry.folder) != (place, folder)]
         self.state.artifacts = [*others, ArtifactEntry(place, folder)]
 

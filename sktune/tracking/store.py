@@ -234,7 +234,8 @@ class MlflowRun:
             if entry.sent:
                 continue
             path = self.record.output_dir / entry.path
-            if not path.resolve().is_relative_to(self.record.output_dir.resolve()):
+            outside = not path.resolve().is_relative_to(self.record.output_dir.resolve())
+            if outside and entry.path not in self.record.own:
                 # A record that came with somebody else's run could name any file of this machine.
                 logger.warning("%s: not in the run's folder, so it is not uploaded as an artifact.", path)
             elif path.is_dir():
