@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -120,7 +120,12 @@ def keep_frozen_states(setup: Setup, engine: Engine, splits: Splits, ranks: Rank
 def forget_frozen_states(recipe: Recipe, ranks: Ranks) -> None:
     """Takes from each machine's disk what only this run, now at its end, could read."""
     if ranks.local_rank == 0 and recipe.training.frozen_states_dir is None:
-        shutil.rmtree(Path(recipe.output.dir) / FROZEN_STATES_FOLDER, ignore_errors=True)
+        folder = Path(recipe.output.dir) / FROZEN_STATES_FOLDER
+        with suppress(OSError):
+            for split in ("train", "validation", "test"):
+                for file in folder.glob(f"{split}-*"):
+                    file.unlink()
+            folder.rmdir()  # unless something of the user's is in it
 
 
 def _choice(count: int, epochs: float, nbytes: int, has_folder: bool) -> tuple[Literal["memory", "disk", "off"], str]:
