@@ -211,7 +211,9 @@ class _Check:
         dtypes = {self.backbone.dtype}
         for module in self.backbone.modules():
             dtypes.add(getattr(module, "compute_dtype", None) or self.backbone.dtype)  # of a 4-bit product
-            if isinstance(module, nn.Linear) and module.weight.dtype == torch.int8 and module.weight.is_cuda:
+            # Not `module.weight`: in a pass under ZeRO-3 to ask for it is to gather it, until the pass ends.
+            own = module.parameters(recurse=False) if isinstance(module, nn.Linear) else ()
+            if any(parameter.dtype == torch.int8 and parameter.is_cuda for parameter in own):
                 dtypes.add(torch.bfloat16)  # LLM.int8 rounds activations
         return max(LEAST.get(dtype, LEAST[torch.float32]) for dtype in dtypes)
 
