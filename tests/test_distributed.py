@@ -141,6 +141,7 @@ def test_outside_of_a_pass_nothing_of_the_frozen_model_is_gathered(two_ranks: Se
         gathered = two_ranks.results[rank][f"watched-{bits}"]["result"]["gathered"]
         assert len(gathered) == 8  # an evaluation lies before the first step, and one after the fourth
         assert gathered == [[0, 0]] * 8
+        assert two_ranks.results[rank][f"watched-{bits}"]["result"]["gathered_by_step_zero"] == [0]
 
 
 def test_the_deepspeed_configuration_is_kept_beside_the_results(two_ranks: SeveralRanks) -> None:

@@ -21,6 +21,7 @@ from sktune.distributed.deepspeed_engine import DeepSpeedEngine
 from sktune.distributed.ranks import Ranks, leave_ranks, start_ranks
 from sktune.errors import UserError
 from sktune.inference import evaluate_run
+from sktune.model.step_zero import _Check
 from sktune.process import prepare_process
 from sktune.recipe import load_recipe_document
 from sktune.training.run import train
@@ -47,9 +48,12 @@ def run_job(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 def watch_gathered(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Trains, and adds what ZeRO-3 holds of the frozen parameters beyond its shares before and after each backward.
 
-    `gathered`: for each step, the elements of gathered parameters that do not persist.
+    `gathered`: for each step, the elements of gathered parameters that do not persist; `gathered_by_step_zero`: those
+    at the end of the check of step 0, within its pass.
     """
     found: list[list[int]] = []
+    by_step_zero: list[int] = []
+    compare = _Check.compare
     backward = DeepSpeedEngine.backward
 
     def watched(engine: DeepSpeedEngine, loss: torch.Tensor) -> None:
@@ -59,9 +63,16 @@ def watch_gathered(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         after = sum(p.numel() for p in backbone.parameters() if not p.ds_persist)
         found.append([before, after])
 
-    with mock.patch.object(DeepSpeedEngine, "backward", watched):
+    def watched_check(check: _Check) -> None:
+        compare(check)
+        by_step_zero.append(sum(p.numel() for p in check.backbone.parameters() if not p.ds_persist))
+
+    with (
+        mock.patch.object(DeepSpeedEngine, "backward", watched),
+        mock.patch.object(_Check, "compare", watched_check),
+    ):
         summary = train(load_recipe_document(job["recipe"]), ranks)
-    return {**summary, "gathered": found}
+    return {**summary, "gathered": found, "gathered_by_step_zero": by_step_zero}
 
 
 def train_forgetful(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
