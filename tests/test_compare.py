@@ -147,7 +147,7 @@ def test_what_cannot_work_is_refused_at_once_with_field_and_reason(
 def test_methods_of_the_section_are_checked_with_the_recipe(workshop: Workshop) -> None:
     recipe = workshop.write("wrong", comparing(methods={"lora": {"rnk": 2}, "prefix_tuning": {"text": "which ?"}}))
     with pytest.raises(RecipeError) as caught:
-        load_recipe(recipe)
+        load_recipe_document(recipe, comparing=True)
     problems = {problem.field: problem for problem in caught.value.problems}
     assert set(problems) == {"compare.methods.lora.rnk", "compare.methods.prefix_tuning.text"}
     assert "would do nothing" in problems["compare.methods.prefix_tuning.text"].message
