@@ -158,7 +158,7 @@ def test_resumed_from_two_ranks_on_one(two_ranks: SeveralRanks, workshop: Worksh
     cut_back(whole, 4, workshop.output("shrunk"))
     # Recipes are compared, so the data must be the same files.
     recipe = yaml.safe_load((whole / "recipe.yaml").read_text())
-    base = {name: recipe[name] for name in ("model", "data")}
+    base = {name: {key: recipe[name][key] for key in workshop.base[name]} for name in ("model", "data")}
     workshop.train("shrunk", base, {"quantization": BITS[bits]}, RESUME)
     assert_close_run(whole, workshop.output("shrunk"))
 

@@ -438,11 +438,11 @@ def test_a_server_killed_in_the_middle_costs_nothing(
     began = time.monotonic()
     for step in range(53, 103):
         run.log_metrics({"train/loss": 1.0 / step}, step)
-    (tmp_path / "figure.txt").write_text("figure")
-    run.log_artifact(tmp_path / "figure.txt", FIGURES_FOLDER)
+    folder = tmp_path / "run"
+    (folder / "figure.txt").write_text("figure")
+    run.log_artifact(folder / "figure.txt", FIGURES_FOLDER)
     run.finish("FINISHED")
     assert time.monotonic() - began < 10
-    folder = tmp_path / "run"
     assert local_steps(folder) == list(range(1, 103))
     assert "sktune.tracking.replay" in caplog.text
     assert replay_module.main([str(folder)]) == 1  # still away: says so, and changes nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from sktune.files import (
     write_whole,
 )
 from sktune.recipe import LoadedRecipe, flatten, load_recipe_document
+from sktune.tracking import names
 from sktune.training.checkpoint import Progress, latest_checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -92,12 +94,12 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
         _check_same_run(loaded, output_dir / RECIPE_FILE)
     elif not mark.exists():
         _refuse_files_of_others(output_dir)
-    elif _holds_a_run(output_dir) and (resumes or not recipe.output.overwrite):
-        if resumes:
-            raise UserError(
-                f"output.dir: {output_dir} holds a finished run and no checkpoint to go on from; start anew with "
-                "output.overwrite=true (and without --resume), or choose another folder"
-            )
+    elif resumes and _trained_something(output_dir):
+        raise UserError(
+            f"output.dir: {output_dir} holds a finished run and no checkpoint to go on from; start anew with "
+            "output.overwrite=true (and without --resume), or choose another folder"
+        )
+    elif _holds_a_run(output_dir) and not resumes and not recipe.output.overwrite:
         raise UserError(
             f"output.dir: {output_dir} already holds a run; continue it with training.resume=auto (--resume), "
             "start anew with output.overwrite=true, or choose another folder"
@@ -113,6 +115,16 @@ def _holds_a_run(output_dir: Path) -> bool:
     """Whether something would be lost; a run that ended before its first checkpoint has left nothing of worth."""
     finished = ((output_dir / SUMMARY_FILE), (output_dir / ADAPTER_FOLDER / ADAPTER_CARD))
     return latest_checkpoint(output_dir) is not None or any(file.exists() for file in finished)
+
+
+def _trained_something(output_dir: Path) -> bool:
+    """Whether a finished run took steps, which another start could not give back."""
+    if not _holds_a_run(output_dir):
+        return False
+    try:
+        return bool(json.loads((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))[names.STEPS])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _refuse_files_of_others(output_dir: Path) -> None:
