@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sktune.backbone import Woven
@@ -110,8 +112,13 @@ def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
     )
     if not named:
         return kind.from_pretrained(place, quantization_config=packed, **options).eval()
-    with TemporaryDirectory() as folder:  # transformers does not quantize what it reads from a GGUF file
-        kind.from_pretrained(place, **options).save_pretrained(folder)
+    with TemporaryDirectory() as folder:
+        # transformers neither quantizes what it reads from a GGUF file nor saves it by its own method.
+        read = kind.from_pretrained(place, **options)
+        config = copy.deepcopy(read.config)
+        config.__dict__.pop("quantization_config", None)
+        config.save_pretrained(folder)
+        save_model(read, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
         rest = {key: value for key, value in options.items() if key not in (*named, "revision")}
         return kind.from_pretrained(folder, quantization_config=packed, **rest).eval()
 
