@@ -306,7 +306,8 @@ def build(kind: type[tf.PretrainedConfig], vocabulary: int) -> tf.PreTrainedMode
         except Exception as error:  # whatever a family needs that is not made here
             if "required positional argument" in str(error) or "You have to specify" in str(error):
                 return "needs more than token ids"
-            problem = problem or f"no tiny model of it was found ({type(error).__name__}: {first_line(error)})"
+            why = first_line(error).replace(f"{Path(tf.__file__).parents[1]}/", "")  # the same on every machine
+            problem = problem or f"no tiny model of it was found ({type(error).__name__}: {why})"
     return problem
 
 
