@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sktune.backbone.architecture import place_of_blocks
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.weaving import Woven, attribute
 
@@ -108,6 +107,5 @@ def release(backbone: Backbone, count: int) -> None:
 
 def _modules_of(backbone: Backbone, count: int) -> set[str]:
     """Names in the model of the modules inside its first blocks."""
-    parent, name = place_of_blocks(backbone.base)
-    lower = {id(part) for block in list(getattr(parent, name))[:count] for part in block.modules()}
+    lower = {id(part) for block in list(backbone.blocks)[:count] for part in block.modules()}
     return {path for path, module in backbone.model.named_modules() if id(module) in lower}

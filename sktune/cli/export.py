@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sktune.cli.arguments import OverridingCommand, with_logging, with_output
+from sktune.export import TARGETS
 from sktune.process import guarded, prepare_process
 from sktune.terminal import say, say_json
 
@@ -19,7 +20,7 @@ _EXAMPLES = """examples:
 
 @click.command("export", cls=OverridingCommand, epilog=_EXAMPLES)
 @with_output
-@click.option("--to", "target", type=click.Choice(["peft", "transformers"]), required=True, help="Whose form.")
+@click.option("--to", "target", type=click.Choice(tuple(TARGETS)), required=True, help="Whose form.")
 @click.option("--output", "destination", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--check", type=click.IntRange(1), help="Replay so many examples of the test split there, and compare.")
 @click.option(

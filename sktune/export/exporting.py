@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,11 +17,9 @@ from sktune.export import TARGETS
 from sktune.export.trained import Trained, read_trained
 from sktune.files import write_whole
 
-logger = logging.getLogger(__name__)
-
 CARD, README = "export.json", "README.md"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-"""By `model.dtype`; 4-bit SmolLM2 in bfloat16 differs by up to 0.06 from transformers' own reading of the same rows."""
+"""By `model.dtype`; 4-bit SmolLM2 in bfloat16 differed by 0.055 from transformers' own reading of 16 sentences."""
 
 
 def export(

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sktune.backbone import Woven
 from sktune.backbone.model_files import find_gguf
+from sktune.distributed.ranks import Ranks
 from sktune.embedded import model_location
 from sktune.errors import UserError
 from sktune.inference import load_trained
@@ -76,8 +77,6 @@ def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trai
     Raises:
         UserError: where there is no adapter, and for a method whose template belongs to the data.
     """
-    from sktune.distributed.ranks import Ranks
-
     alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
     loaded, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
     method = loaded.recipe.method

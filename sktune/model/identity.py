@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,3 +101,11 @@ def compare(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> N
 def digest(value: object) -> str:
     """Sixteen hexadecimal digits that stand for a value of JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def digest_of_each(values: Iterable[object]) -> str:
+    """The same of many values in their order, one by one: the text of all would take more memory than they do."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(digest(value).encode())
+    return found.hexdigest()[:16]

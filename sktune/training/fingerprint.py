@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from sktune.data import RawSplits, Row
 from sktune.data.files import local_folder
 from sktune.errors import UserError
-from sktune.model.identity import digest
+from sktune.model.identity import digest, digest_of_each
 from sktune.sections import DataSection
 from sktune.tracking.record import DatasetEntry
 from sktune.training.setup import Setup
@@ -41,18 +40,14 @@ def datasets(data: DataSection, raw: RawSplits) -> list[DatasetEntry]:
         examples, named = getattr(raw, split), getattr(data, split)
         if examples is None:
             continue
-        digests = hashlib.sha256()
-        for example in examples:
-            digests.update(digest((example.text, example.text_pair, example.words, example.reference)).encode())
+        read = digest_of_each((one.text, one.text_pair, one.words, one.reference) for one in examples)
         if folder is None:
             source_type = "hugging_face"
             source = {"path": data.path, "config_name": data.name, "split": named, "revision": data.revision}
         else:
             source_type, source = "local", {"uri": str(folder.absolute() / named)}
         name = f"{data.path}/{named}" if data.name is None else f"{data.path}/{data.name}/{named}"
-        found.append(
-            DatasetEntry(name[-500:], digests.hexdigest()[:16], context, source_type, json.dumps(source), len(examples))
-        )
+        found.append(DatasetEntry(name[-500:], read, context, source_type, json.dumps(source), len(examples)))
     return found
 
 
@@ -83,8 +78,4 @@ def compare(before: Mapping[str, str], now: Mapping[str, str], checkpoint: str) 
 
 
 def _digest_of_rows(rows: Sequence[Row]) -> str:
-    # Row by row: the text of all of them would take more memory than the rows.
-    found = hashlib.sha256()
-    for row in rows:
-        found.update(digest((row.input_ids, row.labels)).encode())
-    return found.hexdigest()[:16]
+    return digest_of_each((row.input_ids, row.labels) for row in rows)

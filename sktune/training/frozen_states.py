@@ -6,14 +6,13 @@ before the first step, and kept in memory or on disk; the blocks themselves are 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +30,7 @@ from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import FROZEN_STATES_FOLDER
 from sktune.methods.prompt_text import PromptText
-from sktune.model.identity import digest
+from sktune.model.identity import digest, digest_of_each
 from sktune.progress import progress
 from sktune.recipe import Recipe
 from sktune.training.evaluate import model_inputs
@@ -162,10 +161,7 @@ def _key(setup: Setup, count: int, ranks: Ranks) -> str:
 
 
 def _key_of_rows(key: str, rows: Sequence[Row]) -> str:
-    found = hashlib.sha256(key.encode())
-    for row in rows:
-        found.update(digest((row.input_ids, row.token_type_ids)).encode())
-    return found.hexdigest()[:16]
+    return digest_of_each(chain([key], ((row.input_ids, row.token_type_ids) for row in rows)))
 
 
 def _fill(setup: Setup, engine: Engine, rows: Sequence[Row], split: str, node: Node, array: torch.Tensor) -> None:
