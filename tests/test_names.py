@@ -69,6 +69,28 @@ def test_output_files_are_named_in_one_module() -> None:
     assert not {(module, text) for module, text in found if text in known}
 
 
+INTERNALS = {"library_internals.py", "distributed/deepspeed_internals.py", "imports.py"}
+COUNTED = {"planning/activations.py": "counts the storages of torch's own operators"}
+"""A module outside `INTERNALS` that uses private parts of a library, and why."""
+
+
+def test_private_parts_of_libraries_are_used_in_one_module() -> None:
+    found = set()
+    for path in SKTUNE.rglob("*.py"):
+        module = str(path.relative_to(SKTUNE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sktune"):
+                private = [part for part in (node.module or "").split(".") if part.startswith("_")]
+                private += [alias.name for alias in node.names if alias.name.startswith("_")]
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                own = ast.unparse(node.value) in {"self", "cls", "super()"}
+                private = [] if own or node.attr in {"_replace", "_fields", "_asdict"} else [node.attr]
+            else:
+                continue
+            found |= {module} if set(private) - {"__future__"} else set()
+    assert found - INTERNALS == COUNTED.keys()
+
+
 def _named(registry: Registry) -> dict[str, str]:
     """What an entry is called in code -> its folder."""
     found = {}

@@ -7,17 +7,15 @@ The prefix is visible from every position, also where the model slides a window 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sktune.library_internals import Kernel, attention_function, mask_function
 
 IMPLEMENTATION_PREFIX = "sktune_"
 PREFIX_ATTRIBUTE = "_sktune_prefix"
@@ -77,22 +75,9 @@ def _widened(mask: torch.Tensor, length: int) -> torch.Tensor:
     return F.pad(mask, (length, 0), value=visible)
 
 
-def _eager_function(module: nn.Module) -> Callable[..., Any]:
-    """The eager attention of the module's own architecture: each modelling file of transformers has its own."""
-    return sys.modules[type(module).__module__].eager_attention_forward
+def _attend(kind: Kernel) -> Callable[..., Any]:
+    inner = attention_function(kind)
 
-
-def _flash_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    # transformers reads the kernel's name from the module's config, where the name is ours.
-    view = SimpleNamespace(
-        config=SimpleNamespace(_attn_implementation="flash_attention_2"),
-        is_causal=getattr(module, "is_causal", True),
-        layer_idx=getattr(module, "layer_idx", None),
-    )
-    return ALL_ATTENTION_FUNCTIONS["flash_attention_2"](view, *args, **kwargs)
-
-
-def _attend(kind: str) -> Callable[..., Any]:
     def attention(
         module: nn.Module,
         query: torch.Tensor,
@@ -110,10 +95,6 @@ def _attend(kind: str) -> Callable[..., Any]:
             key = torch.cat((prefix.key.to(key.dtype).expand(batch, -1, -1, -1), key), dim=2)
             value = torch.cat((prefix.value.to(value.dtype).expand(batch, -1, -1, -1), value), dim=2)
             attention_mask = _widen(attention_mask, prefix.key.shape[2])
-        if kind == "eager":
-            inner = _eager_function(module)
-        else:
-            inner = _flash_attention if kind == "flash_attention_2" else ALL_ATTENTION_FUNCTIONS[kind]
         output, weights = inner(module, query, key, value, attention_mask, **kwargs)
         gated: GatedPrompt | None = module.__dict__.get(GATED_ATTRIBUTE)
         if gated is not None:
@@ -124,19 +105,8 @@ def _attend(kind: str) -> Callable[..., Any]:
     return attention
 
 
-def _explicit_sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    # A missing mask would mean "causal" to SDPA, aligned top-left: wrong as soon as keys outnumber queries.
-    kwargs["allow_is_causal_skip"] = False
-    return sdpa_mask(*args, **kwargs)
-
-
 def register_prefix_attention() -> None:
     """Makes `sktune_eager`, `sktune_sdpa` and `sktune_flash_attention_2` known to transformers; repeatable."""
-    masks: dict[str, Callable[..., Any]] = {
-        "eager": eager_mask,
-        "sdpa": _explicit_sdpa_mask,
-        "flash_attention_2": flash_attention_mask,
-    }
-    for kind, mask in masks.items():
+    for kind in get_args(Kernel):
         AttentionInterface.register(IMPLEMENTATION_PREFIX + kind, _attend(kind))
-        AttentionMaskInterface.register(IMPLEMENTATION_PREFIX + kind, mask)
+        AttentionMaskInterface.register(IMPLEMENTATION_PREFIX + kind, mask_function(kind))

@@ -18,6 +18,7 @@ from sktune.backbone.attention import LayerKeyValues, register_prefix_attention
 from sktune.backbone.prefix_cache import PrefixCache
 from sktune.backbone.weaving import NOTHING, Pass, Woven
 from sktune.errors import UserError
+from sktune.library_internals import never_repack, supports
 
 
 def linear_names(module: nn.Module) -> list[str]:
@@ -59,10 +60,7 @@ class Backbone(nn.Module):
         self.as_given = model.training, [name for name, p in model.named_parameters() if p.requires_grad]
         model.requires_grad_(False)
         for module in model.modules():
-            # A stock Linear4bit of a model the caller loaded: on CPUs with AVX512-BF16 it repacks its weight during
-            # one gradient-free pass, and every later gradient through it is silently wrong (design fact 12).
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a plain flag, not a submodule
+            never_repack(module)  # a model that the caller loaded may have bitsandbytes' own layers
         self.gradient_checkpointing = gradient_checkpointing
         # A frozen block does not; a method that puts dropout into it says so.
         self.draws_random_numbers = False
@@ -200,7 +198,7 @@ class Backbone(nn.Module):
         """
         if self.uses_cache_for_prefix:
             return
-        if not getattr(self.base, "_supports_attention_backend", False):
+        if not supports(self.base, "interface"):
             raise UserError(
                 f"method.name: {method} is not available for {self.family}: its attention does not use transformers' "
                 "attention interface; choose a method in front of the input (`sktune list methods`)"

@@ -18,6 +18,7 @@ from sktune.backbone.skeleton import build_skeleton, model_class, read_config
 from sktune.backbone.streaming import stream_weights
 from sktune.embedded import model_location
 from sktune.errors import UserError
+from sktune.library_internals import supports
 from sktune.sections import ModelSection, QuantizationSection
 
 logger = logging.getLogger(__name__)
@@ -141,11 +142,11 @@ def attention_for(
     """
     architecture = model_class(model, config, language_model)
     obstacle = None
-    if not getattr(architecture, "_supports_flash_attn", False):
+    if not supports(architecture, "flash_attention_2"):
         obstacle = f"{config.model_type} has no support for it"
     elif visible_prefix and slides_a_window(config):
         obstacle = f"the sliding window of {config.model_type} would hide the prefix from it"
     attention, reason = choose_attention(model.attn_implementation, model.dtype, device, obstacle)
-    if attention == "sdpa" and not architecture._supports_sdpa:
+    if attention == "sdpa" and not supports(architecture, "sdpa"):
         return "eager", f"{config.model_type} has no SDPA attention"
     return attention, reason

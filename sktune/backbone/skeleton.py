@@ -30,6 +30,7 @@ from sktune.backbone.model_files import find_gguf, not_loadable
 from sktune.backbone.quantized import replace_linears
 from sktune.embedded import model_location
 from sktune.errors import UserError
+from sktune.library_internals import class_for, kept_in_fp32
 from sktune.sections import ModelSection, QuantizationSection
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,12 @@ def model_class(model: ModelSection, config: PretrainedConfig, language_model: b
         location = model_location(model.name_or_path)
         return get_class_from_dynamic_module(own[auto_class.__name__], location, revision=model.revision)
     try:
-        found = auto_class._model_mapping[type(config)]
+        return class_for(auto_class, config)
     except KeyError:
         raise UserError(
             f"model.name_or_path: transformers has no {auto_class.__name__.removeprefix('Auto')} for "
             f"{config.model_type}; choose another model" + (" or another task" if language_model else "")
         ) from None
-    return found[0] if isinstance(found, tuple) else found
 
 
 def _auto_class(config: PretrainedConfig, language_model: bool) -> Any:
@@ -155,9 +155,7 @@ def build_skeleton(
 
 def _cast(network: PreTrainedModel, like: PreTrainedModel) -> None:
     """Parameters and buffers to the dtypes they have in a model built in 16 bits, but for what stays in 32."""
-    kept = set(network._keep_in_fp32_modules_strict or ())
-    if like.dtype == torch.float16:
-        kept |= set(network._keep_in_fp32_modules or ())
+    kept = kept_in_fp32(network, like.dtype)
     dtypes = {name: tensor.dtype for name, tensor in [*like.named_parameters(), *like.named_buffers()]}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if not kept.intersection(name.split(".")):

@@ -18,6 +18,7 @@ from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weight_names import match_weights
 from sktune.backbone.weights import open_weights
 from sktune.errors import UserError
+from sktune.library_internals import is_saved
 from sktune.progress import progress
 from sktune.sections import ModelSection
 
@@ -70,7 +71,7 @@ def _fill(network: PreTrainedModel, reader: _Reader | None, placement: Placement
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, name, placement.buffer(_or_empty(packed.pop(name, None), buffer, placement.device)))
-            elif name in module._non_persistent_buffers_set:
+            elif not is_saved(module, name):
                 setattr(module, name, buffer.to(placement.device))
             else:
                 value = reader.read(f"{module_name}.{name}".lstrip("."), buffer.dtype, buffer) if reader else buffer

@@ -24,6 +24,7 @@ from sktune.backbone.attention import (
     GatedPrompt,
     LayerKeyValues,
 )
+from sktune.library_internals import DISABLED_LAYER, attention_of, set_attention
 
 
 class Woven(NamedTuple):
@@ -58,10 +59,10 @@ def routed_to(config: Any, implementation: str) -> Iterator[None]:
     """Inside, models of this configuration attend by another implementation."""
     # Replicas of one model share its configuration, so it is counted how many of their passes are under way.
     with _in_turn:
-        count, before = _routed.get(id(config), (0, config._attn_implementation))
+        count, before = _routed.get(id(config), (0, attention_of(config)))
         _routed[id(config)] = count + 1, before
         if count == 0:
-            config._attn_implementation = implementation
+            set_attention(config, implementation)
     try:
         yield
     finally:
@@ -70,7 +71,7 @@ def routed_to(config: Any, implementation: str) -> Iterator[None]:
             if count > 1:
                 _routed[id(config)] = count - 1, before
             else:
-                config._attn_implementation = before
+                set_attention(config, before)
 
 
 _ABSENT = object()
@@ -146,7 +147,7 @@ class Pass:
         for name, prompt in self.woven.gated or ():
             stack.enter_context(attribute(of(name), GATED_ATTRIBUTE, prompt))
         for name in self.woven.layers or ():
-            stack.enter_context(attribute(of(name), "_disable_adapters", False))
+            stack.enter_context(attribute(of(name), DISABLED_LAYER, False))
         for name, module in self.woven.behind or ():
             handle = of(name).register_forward_hook(lambda _, inputs, output, behind=module: behind(output))
             stack.callback(handle.remove)

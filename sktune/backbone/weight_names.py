@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weights import WeightSource
 from sktune.errors import UserError
+from sktune.library_internals import naming_rules
 
 _TEXT_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.(?=\w)")
 """The part of a name that says 'of the text model' where a checkpoint holds several (Gemma 3, LLaVA, Mistral 3)."""
@@ -31,19 +30,13 @@ def match_weights(network: PreTrainedModel, checkpoint: WeightSource, name: str)
             cannot be read tensor by tensor.
     """
     shapes = _expected_shapes(network)
-    transforms = get_model_conversion_mapping(network)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    prefix = network.base_model_prefix
+    rename = naming_rules(network, shapes)
     found: dict[str, str] = {}
     for stored in checkpoint.names():
-        plain = _TEXT_MODEL.sub("", stored)
-        target, converter = rename_source_key(plain, renamings, converters, prefix, shapes)
-        if target not in shapes:
-            target, converter = rename_source_key(plain, [], [], prefix, shapes)
+        target, rearranged = rename(_TEXT_MODEL.sub("", stored))
         if target not in shapes:
             continue  # of a head, say, that is not used here
-        if converter is not None:
+        if rearranged:
             raise UserError(
                 f"model.name_or_path: {network.config.model_type} rearranges {stored} when it is loaded, which cannot "
                 "be done tensor by tensor; write it once with transformers: AutoModelForCausalLM.from_pretrained(...)"

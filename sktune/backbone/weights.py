@@ -15,6 +15,7 @@ from sktune.backbone.gguf import GgufWeights
 from sktune.backbone.model_files import find_gguf, not_loadable, unreadable_safetensors
 from sktune.embedded import model_location
 from sktune.errors import UserError
+from sktune.library_internals import READ_WITHOUT_ERROR
 from sktune.sections import ModelSection
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -87,11 +88,10 @@ def _find_safetensors(model: ModelSection) -> list[Path]:
     """
     location = model_location(model.name_or_path)
     hub: dict[str, Any] = {"revision": model.revision}
-    quiet = {"_raise_exceptions_for_missing_entries": False}
     try:
-        if single := cached_file(location, SINGLE, **hub, **quiet):
+        if single := cached_file(location, SINGLE, **hub, **READ_WITHOUT_ERROR):
             return [Path(single)]
-        index = cached_file(location, INDEX, **hub, **quiet)
+        index = cached_file(location, INDEX, **hub, **READ_WITHOUT_ERROR)
         if index is None:
             raise OSError(f"it has neither {SINGLE} nor {INDEX}")
         files = [Path(file) for file in get_checkpoint_shard_files(location, index, **hub)[0]]

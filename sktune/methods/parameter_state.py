@@ -6,7 +6,8 @@ from collections.abc import Hashable
 
 import torch
 from torch import nn
-from torch._guards import detect_fake_mode
+
+from sktune.library_internals import have_values
 
 CHUNK = 2**22
 """Elements that are summed at a time: 64 MiB of temporary memory."""
@@ -21,7 +22,7 @@ def parameter_state(module: nn.Module) -> Hashable:
     which have to agree on whether they weave again (ZeRO-3 gathers).
     """
     parameters = list(module.parameters())
-    if any(parameter.is_meta for parameter in parameters) or detect_fake_mode(parameters) is not None:
+    if not have_values(parameters):
         return tuple((str(p.device), str(p.dtype)) for p in parameters)  # no values, so none that change
     sums = [_weighted_sum(parameter.detach()) for parameter in parameters]
     values = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []

@@ -11,6 +11,7 @@ from torch import nn
 
 from sktune.backbone import Backbone
 from sktune.errors import UserError
+from sktune.library_internals import DISABLED_LAYER
 from sktune.methods.unfrozen import train_in_fp32
 from sktune.methods.upper_layers import number_of
 
@@ -80,5 +81,5 @@ def inject(config: PeftConfig, backbone: Backbone, name: str) -> Inserted:
     train_in_fp32(backbone, [p for key, p in backbone.model.named_parameters() if f".{name}_" in key])
     layers = {key: module for key, module in backbone.model.named_modules() if isinstance(module, BaseTunerLayer)}
     for module in layers.values():
-        module._disable_adapters = True
+        module.__dict__[DISABLED_LAYER] = True
     return Inserted(list(layers), [p for p in backbone.model.parameters() if p.requires_grad])

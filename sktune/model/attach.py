@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sktune.backbone import Backbone
 from sktune.backbone.architecture import slides_a_window
 from sktune.errors import UserError
+from sktune.library_internals import attention_of
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
 from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
@@ -71,7 +72,7 @@ def attach(
     section: TaskConfig = task if isinstance(task, TaskConfig) else TASKS.read({"name": task})
     check_sections(model, method, section)
     count, names = number_of_labels(section, num_labels, labels)
-    kernel = model.config._attn_implementation or "eager"
+    kernel = attention_of(model.config)
     if method.visible_prefix and kernel == "flash_attention_2" and slides_a_window(model.config):
         raise UserError(
             f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "

@@ -15,6 +15,7 @@ from sktune.backbone import NOTHING, Backbone, Woven, read_keys_and_values
 from sktune.backbone.vocabulary import padding_token
 from sktune.backbone.weaving import routed_to
 from sktune.errors import UserError, first_line
+from sktune.library_internals import attention_of, supports
 from sktune.methods.method import Method
 from sktune.methods.prompt_text import PromptText, ordinary_tokens
 from sktune.model.padding import RightAligned
@@ -101,7 +102,7 @@ class Readings:
 
     def plain(self, start: Start, rows: Rows) -> torch.Tensor:
         """The plain model's hidden states [B, L, d] of right-padded rows behind the text."""
-        base, count, kernel = self.backbone.base, start.text.shape[1], self.backbone.base.config._attn_implementation
+        base, count, kernel = self.backbone.base, start.text.shape[1], attention_of(self.backbone.base.config)
         inputs: dict[str, Any] = {
             "input_ids": torch.cat((start.text.expand(len(rows.ids), -1), rows.ids), dim=1),
             "attention_mask": F.pad(rows.mask, (count, 0), value=1),
@@ -114,7 +115,7 @@ class Readings:
             inputs["attention_mask"] = torch.zeros(visible.shape, dtype=self.backbone.dtype, device=visible.device)
             inputs["attention_mask"] = inputs["attention_mask"].masked_fill(~visible, lowest)[:, None]
             if self.backbone.attn_implementation == "flash_attention_2":  # which takes no such mask
-                kernel = "sdpa" if base._supports_sdpa else "eager"
+                kernel = "sdpa" if supports(base, "sdpa") else "eager"
         if "use_cache" in inspect.signature(base.forward).parameters:
             inputs["use_cache"] = False
         with routed_to(base.config, kernel):

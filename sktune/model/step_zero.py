@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch._guards import detect_fake_mode
 from transformers import PreTrainedTokenizerBase
 
 from sktune.backbone.architecture import slides_a_window
 from sktune.errors import UserError
+from sktune.library_internals import have_values
 from sktune.model.readings import Readings, Start, Way
 from sktune.model.tuned_model import TunedModel
 
@@ -80,7 +80,7 @@ def check_step_zero(
     Raises:
         UserError: where they differ by more than rounding: by how much, from which block on, and what to use instead.
     """
-    if _has_no_values(model):
+    if not have_values(model.parameters()):
         return
     check = _Check(Readings(model.backbone, model.method, tokenizer, device), max_length, padding_side, worst)
     problems: list[UserError] = []
@@ -101,11 +101,6 @@ def check_step_zero(
             del model.__dict__["forward"]
     if problems:
         raise problems[0]
-
-
-def _has_no_values(model: nn.Module) -> bool:
-    parameters = list(model.parameters())
-    return any(p.is_meta for p in parameters) or detect_fake_mode(parameters) is not None
 
 
 @contextmanager
