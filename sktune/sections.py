@@ -186,6 +186,11 @@ class TrainingSection(Section):
         description="Where frozen_states are kept for other runs of this model, text and data; null: in output.dir, "
         "until the run has ended.",
     )
+    stream_frozen_blocks: bool = Field(
+        False,
+        description="Hold one of the blocks below method.layers at a time: each is loaded, all examples are read "
+        "through it, and it is let go (with frozen_states memory or disk; step zero is not checked).",
+    )
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."
     )

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 from test_upper_layers import FIELDS
-from tiny_models import CONFIGS, DEPTH, batch, perturb, tiny_backbone, tiny_tokenizer
+from tiny_models import (
+    CONFIGS,
+    DEPTH,
+    ENCODERS,
+    TEXT,
+    batch,
+    perturb,
+    tiny_backbone,
+    tiny_network,
+    tiny_tokenizer,
+)
 from training_fixtures import (
     BITS,
     NF4_IN_BF16,
@@ -26,17 +36,23 @@ from training_fixtures import (
     run_jobs,
 )
 
+from sktune.backbone import load_backbone
+from sktune.backbone.one_by_one import OneByOne
+from sktune.backbone.placement import OneProcess
 from sktune.cli import main
 from sktune.methods import METHODS
 from sktune.methods.method import build_method
+from sktune.methods.sk_prefix.config import SKPrefixConfig
 from sktune.model.tuned_model import TunedModel
 from sktune.recipe import RecipeError
-from sktune.tasks.heads import SequenceHead
+from sktune.sections import ModelSection, QuantizationSection
+from sktune.tasks.heads import LanguageHead, SequenceHead
 from sktune.training import state_files
 
 UPPER: Sections = {"method": {"layers": 1}}
 IN_MEMORY: Sections = {**UPPER, "training": {"frozen_states": "memory"}}
 ON_DISK: Sections = {**UPPER, "training": {"frozen_states": "disk"}}
+IN_MEMORY_ONLY: Sections = {"training": {"frozen_states": "memory"}}
 HEAD_ONLY: Sections = {"method": {"name": "head_only", "text": ..., "rank": ...}}
 
 
@@ -73,6 +89,43 @@ def test_from_kept_states_a_model_gives_the_same_logits_and_gradients(family: st
     assert all(torch.equal(gradient, from_them[name]) for name, gradient in gradients.items() if gradient is not None)
 
 
+@pytest.mark.parametrize("language_model", [False, True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_blocks_read_one_at_a_time_leave_the_same_logits(family: str, language_model: bool, tmp_path: Path) -> None:
+    """The blocks below were never in the model that trains."""
+    tiny_network(family, language_model=language_model).save_pretrained(tmp_path)
+    section = ModelSection(name_or_path=str(tmp_path), dtype="float32", attn_implementation="eager")
+    config, ids, mask = SKPrefixConfig(text=TEXT, layers=1), *batch()
+    logits = []
+    for left_out in (0, DEPTH - 1):
+        torch.manual_seed(0)
+        backbone = load_backbone(
+            section, QuantizationSection(), language_model=language_model, visible_prefix=True, left_out=left_out
+        )
+        method = build_method(config, backbone, tiny_tokenizer(family in ENCODERS))
+        head = LanguageHead() if language_model else SequenceHead(backbone.hidden_size, 2, "last")
+        model = TunedModel(backbone, method, head).eval()
+        perturb(model.method)
+        perturb(model.head)
+        states = None
+        if left_out:
+            try:
+                lower = OneByOne(backbone, section, QuantizationSection(), OneProcess(), sees_text=True)
+            except ValueError as error:
+                assert backbone.uses_cache_for_prefix
+                pytest.skip(str(error))
+            text = None
+            for number in range(left_out):
+                with lower.block(number):
+                    text, seen = lower.read_text(number, model.method.text.input_ids, text)
+                    states = lower.read(number, ids, mask, states, seen)
+                assert all(p.is_meta for p in lower.backbone.blocks.parameters())
+            backbone.blocks_give_tuples, model.text_states = lower.backbone.blocks_give_tuples, text
+        with torch.no_grad():
+            logits.append(model(ids, mask, labels=ids if language_model else None, frozen_states=states).logits)
+    assert torch.equal(*logits)
+
+
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +156,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, caplog: pyte
         cut_back(workshop.output(name), 4, workshop.output(f"{name}-resumed"))
         workshop.train(f"{name}-resumed", mode, {"training": {"resume": "auto"}})
         assert_same_run(workshop.output(name), workshop.output(f"{name}-resumed"))
+
+
+STREAMED: Sections = {"training": {"stream_frozen_blocks": True}}
+
+
+@pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
+@pytest.mark.parametrize("bits", BITS)
+def test_blocks_held_one_at_a_time_give_the_same_run(workshop: Workshop, bits: str, changes: Sections) -> None:
+    common: Sections = {"quantization": BITS[bits], "data": {"padding_side": "left"}}
+    whole = workshop.train("whole", changes, common, IN_MEMORY_ONLY)
+    streamed = workshop.train("streamed", changes, common, IN_MEMORY_ONLY, STREAMED)
+    assert_same_run(workshop.output("whole"), workshop.output("streamed"))
+    assert streamed["memory/frozen_bytes"] <= whole["memory/frozen_bytes"]
+    assert streamed["all_parameters"] == whole["all_parameters"]
+
+
+def test_a_streamed_run_is_resumed_and_reads_what_is_there(
+    workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = merged(shared, STREAMED)
+    workshop.train("whole", UPPER)
+    workshop.train("first", changes)
+    assert_close_run(workshop.output("whole"), workshop.output("first"))
+    assert {path.name.partition("-")[0] for path in files_of(shared)} == {"train", "validation", "test", "text"}
+    cut_back(workshop.output("first"), 4, workshop.output("resumed"))
+    with caplog.at_level(logging.INFO):
+        workshop.train("resumed", changes, {"training": {"resume": "auto"}})
+    assert caplog.text.count("read from") == 4
+    assert_same_run(workshop.output("first"), workshop.output("resumed"))
+
+
+@pytest.mark.parametrize("method", [name for name in FIELDS if name != "sk_prefix"])
+def test_other_methods_with_blocks_held_one_at_a_time(workshop: Workshop, method: str) -> None:
+    changes: Sections = {"method": {"name": method, "text": ..., "rank": ..., "layers": 1, **FIELDS[method]}}
+    workshop.train("whole", changes, IN_MEMORY_ONLY)
+    workshop.train("streamed", changes, IN_MEMORY_ONLY, STREAMED)
+    assert_same_run(workshop.output("whole"), workshop.output("streamed"))
+
+
+def test_one_at_a_time_needs_states_that_are_kept(workshop: Workshop) -> None:
+    with pytest.raises(RecipeError, match=r"training\.stream_frozen_blocks(.|\n)*training\.frozen_states: memory"):
+        workshop.train("run", UPPER, STREAMED)
 
 
 @pytest.fixture
@@ -227,6 +322,9 @@ SHARED_RUNS: dict[str, Sections] = {
     "zero3-disk": merged(ON_DISK, TWO_BY_TWO),
     "zero3-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16),
     "replicas-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16, {"distributed": {"deepspeed": None}}),
+    "zero3-streamed": merged(ON_DISK, TWO_BY_TWO, STREAMED),
+    "zero3-streamed-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16, STREAMED),
+    "zero2-streamed": merged(IN_MEMORY, TWO_BY_TWO, STREAMED, {"distributed": {"deepspeed": "zero2"}}),
     "zero2-memory": merged(IN_MEMORY, TWO_BY_TWO, {"distributed": {"deepspeed": "zero2"}}),
 }
 
@@ -254,8 +352,9 @@ def test_two_ranks_equal_one(two: SeveralRanks, name: str) -> None:
 
 
 def test_shards_of_the_lower_blocks_are_gone(two: SeveralRanks) -> None:
-    shares, whole = (two.result(f"frozen-{name}")["memory/frozen_bytes"] for name in ("zero3-nf4", "replicas-nf4"))
-    assert shares < 0.6 * whole
+    of = {name: two.result(f"frozen-{name}")["memory/frozen_bytes"] for name in SHARED_RUNS}
+    assert of["zero3-nf4"] < 0.6 * of["replicas-nf4"]
+    assert of["zero3-streamed-nf4"] <= of["zero3-nf4"]
     assert DEPTH == 3
 
 

@@ -68,6 +68,10 @@ class Backbone(nn.Module):
         self._routes_attention = False
         # Whether a block gives a tuple that begins with the states; None until one was seen (`lower_blocks`).
         self.blocks_give_tuples: bool | None = None
+        self.left_out = self.left_out_elements = 0
+        """Lower blocks that have no weights, and the numbers of these and of the token embeddings (`lower_blocks`)."""
+        self.passed_over = 0
+        """Lower blocks that a pass does not run."""
         self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
         self.eval()
 
@@ -219,7 +223,10 @@ class Backbone(nn.Module):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings [batch, length, d] in the model's dtype, of input_ids [batch, length]."""
-        return self.base.get_input_embeddings()(input_ids)
+        embeddings: Any = self.base.get_input_embeddings()
+        if self.left_out:  # a pass goes on from states further up
+            return torch.zeros(*input_ids.shape, embeddings.embedding_dim, dtype=self.dtype, device=input_ids.device)
+        return embeddings(input_ids)
 
     def unread(self, states: torch.Tensor) -> torch.Tensor:
         """Embeddings of no token, for a pass over an input whose states [batch, length, d] come from further up."""

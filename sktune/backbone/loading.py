@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig, PreTra
 from sktune.backbone.architecture import slides_a_window
 from sktune.backbone.frozen import Backbone
 from sktune.backbone.gguf import load_gguf_tokenizer
+from sktune.backbone.lower_blocks import leave_out
 from sktune.backbone.model_files import find_gguf
 from sktune.backbone.placement import OneProcess, Placement
 from sktune.backbone.skeleton import build_skeleton, model_class, read_config
@@ -102,6 +103,7 @@ def load_backbone(
     gradient_checkpointing: bool = False,
     visible_prefix: bool = False,
     placement: Placement | None = None,
+    left_out: int = 0,
 ) -> Backbone:
     """Loads the frozen backbone, tensor by tensor; collective where the placement is shared by several ranks.
 
@@ -113,6 +115,7 @@ def load_backbone(
         visible_prefix: every token must see a prefix (`MethodConfig.visible_prefix`), which flash-attention cannot
             promise to a model that slides a window.
         placement: where the weights go; None: whole, to the CPU.
+        left_out: so many of the lower blocks, and the token embeddings, get no weights (`lower_blocks.leave_out`).
 
     Raises:
         UserError: naming the recipe field, for whatever the user can correct.
@@ -128,6 +131,8 @@ def load_backbone(
         gradient_checkpointing=gradient_checkpointing,
         visible_prefix=visible_prefix,
     )
+    if left_out:
+        leave_out(backbone, left_out)
     stream_weights(network, model, placement)
     return backbone
 

@@ -6,14 +6,19 @@ Where nothing below block K trains, the states of an input after block K are con
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from sktune.backbone.attention import LayerKeyValues
 from sktune.backbone.frozen import Backbone
+from sktune.backbone.quantized import FrozenLinear
 from sktune.backbone.weaving import Woven, attribute
+
+Prefix = list[tuple[str, LayerKeyValues]]
+Record = list[tuple[nn.Module, LayerKeyValues]]
 
 
 @contextmanager
@@ -64,6 +69,38 @@ def read_lower(
     return found[-1]
 
 
+def read_block(
+    backbone: Backbone,
+    number: int,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    states: torch.Tensor | None,
+    prefix: Prefix | None = None,
+    record: Record | None = None,
+    **types: Any,
+) -> torch.Tensor:
+    """States [B, L, d] after block `number`, of those after the block before it; no other block is run.
+
+    Args:
+        backbone: the frozen model; of its blocks this one alone needs weights.
+        number: from 0.
+        embeds: [B, L, d], right-padded; of the tokens for block 0, else of none.
+        attention_mask: [B, L], 1 for real tokens.
+        states: [B, L, d] after block `number` - 1; None for block 0.
+        prefix: of this block's attention.
+        record: filled with its keys and values.
+        types: `token_type_ids` [B, L], an encoder's segments.
+    """
+    below: AbstractContextManager[None] = nullcontext()
+    if number:
+        assert states is not None
+        below = passed_over(backbone, states, number)
+    block = backbone.blocks[number]
+    with below, recorded(backbone, block) as found, backbone.only_first_blocks(number + 1):
+        backbone(embeds, attention_mask, woven=Woven(prefix=prefix), record=record, **types)
+    return found[-1]
+
+
 @contextmanager
 def passed_over(backbone: Backbone, states: torch.Tensor, count: int) -> Iterator[None]:
     """Inside, the first `count` blocks are not run: what comes out of them is `states`.
@@ -83,7 +120,31 @@ def passed_over(backbone: Backbone, states: torch.Tensor, count: int) -> Iterato
     with ExitStack() as stack:
         for block in list(backbone.blocks)[:count]:
             stack.enter_context(attribute(block, "forward", given))
+        stack.enter_context(attribute(backbone, "passed_over", count))
         yield
+
+
+def leave_out(backbone: Backbone, count: int) -> None:
+    """Takes from a skeleton the first `count` blocks' parameters and the token embeddings, before any has weights.
+
+    Embeddings that the language model's head is tied to stay. Every pass has to go on from states after those blocks.
+    """
+    needed = _of_the_head(backbone)
+    for top in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
+        for module in top.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if id(parameter) in needed:
+                    continue
+                if not isinstance(module, FrozenLinear):
+                    backbone.left_out_elements += parameter.numel()
+                elif name in ("weight", "bias"):  # what is left are a packed weight's scales
+                    backbone.left_out_elements += module.weight_elements if name == "weight" else module.out_features
+                delattr(module, name)
+                setattr(module, name, parameter.new_empty(0, device="cpu"))  # no parameter: a module shows its shape
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if buffer.is_meta:
+                    setattr(module, name, None)
+    backbone.left_out = count
 
 
 def release(backbone: Backbone, count: int) -> None:
@@ -92,8 +153,7 @@ def release(backbone: Backbone, count: int) -> None:
     Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go, but for the
     parameters that DeepSpeed keeps whole on every rank (norms, biases).
     """
-    head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
-    needed = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    needed = _of_the_head(backbone)
     for module in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
         for parameter in module.parameters():
             if id(parameter) in needed or getattr(parameter, "ds_persist", False):
@@ -103,6 +163,11 @@ def release(backbone: Backbone, count: int) -> None:
             for tensor in (parameter, share):
                 if tensor is not None:
                     tensor.data = tensor.data.new_empty(0)
+
+
+def _of_the_head(backbone: Backbone) -> set[int]:
+    head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
+    return {id(parameter) for parameter in head.parameters()} if head is not None else set()
 
 
 def _modules_of(backbone: Backbone, count: int) -> set[str]:

@@ -51,7 +51,7 @@ class PromptSemantics(NamedTuple):
 
 @torch.compiler.disable
 def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor, method: str) -> PromptSemantics:
-    """Reads the text with the whole model and keeps every layer's keys and values (SK-Prefix).
+    """Reads the text with the model and keeps the keys and values of every layer that is run (SK-Prefix).
 
     Args:
         backbone: prepared by `use_prefix_attention`.
@@ -76,7 +76,7 @@ def read_keys_and_values(backbone: Backbone, embeds: torch.Tensor, method: str) 
     modules = [module for module, _ in record]
     shapes = {(kv.key.shape, kv.value.shape[-1]) for _, kv in record if kv.key.shape[:-1] == kv.value.shape[:-1]}
     depth = backbone.config.num_hidden_layers
-    regular = len(set(map(id, modules))) == len(record) == depth and len(shapes) == 1
+    regular = len(set(map(id, modules))) == len(record) == depth - backbone.passed_over and len(shapes) == 1
     widths = (record[0][1].key.shape[-1], record[0][1].value.shape[-1]) if record else (0, 0)
     if not regular or record[0][1].key.shape[1] * max(widths) != backbone.key_value_width:
         raise UserError(

@@ -6,7 +6,7 @@ others the packed tensor, and each keeps its share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -38,28 +38,46 @@ def stream_weights(network: PreTrainedModel, model: ModelSection, placement: Pla
         UserError: on all ranks, before anything is loaded: for files that are missing or truncated, and for tensors
             that are missing, already quantized or of another shape, by name.
     """
-    reader, problem = None, None
-    if placement.reads:
-        try:
-            reader = _Reader(network, model, placement.device)
-        except UserError as error:
-            problem = str(error)
-        except Exception as error:  # whatever it is, the other ranks must not wait
-            problem = f"model.name_or_path: {model.name_or_path!r} cannot be read ({error!r}); are its files whole?"
-    problem = placement.agree(problem)
-    if problem is not None:
-        raise UserError(problem)
-    with progress("loading weights", reader.nbytes if reader else None, "B", shown=reader is not None) as advance:
-        if reader is not None:
-            reader.advance = advance
-        _fill(network, reader, placement)
+    weights = WeightStream(network, model, placement)
+    with progress("loading weights", weights.nbytes, "B", shown=weights.nbytes is not None) as advance:
+        weights.fill(network.named_modules(), advance)
     give_back_freed_memory()
 
 
-def _fill(network: PreTrainedModel, reader: _Reader | None, placement: Placement) -> None:
+class WeightStream:
+    """The weights of a skeleton's checkpoint, to be put into it part by part; collective.
+
+    Args, errors: of `stream_weights`.
+    """
+
+    def __init__(self, network: PreTrainedModel, model: ModelSection, placement: Placement) -> None:
+        self._placement, self._reader, problem = placement, None, None
+        if placement.reads:
+            try:
+                self._reader = _Reader(network, model, placement.device)
+            except UserError as error:
+                problem = str(error)
+            except Exception as error:  # whatever it is, the other ranks must not wait
+                problem = f"model.name_or_path: {model.name_or_path!r} cannot be read ({error!r}); are its files whole?"
+        problem = placement.agree(problem)
+        if problem is not None:
+            raise UserError(problem)
+        self.nbytes = self._reader.nbytes if self._reader else None
+        """Of all that is read; None on ranks that do not read."""
+
+    def fill(self, modules: Iterable[tuple[str, nn.Module]], advance: Callable[[int], None] = lambda _: None) -> None:
+        """Gives modules, named as in the network, their own parameters and buffers, but not those of their parts."""
+        if self._reader is not None:
+            self._reader.advance = advance
+        _fill(modules, self._reader, self._placement)
+
+
+def _fill(modules: Iterable[tuple[str, nn.Module]], reader: _Reader | None, placement: Placement) -> None:
     placed: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-    for module_name, module in network.named_modules():
-        packed = reader.pack(module, module_name) if reader and isinstance(module, FrozenLinear) else {}
+    for module_name, module in modules:
+        packed: dict[str, torch.Tensor] = {}
+        if reader and isinstance(module, FrozenLinear) and isinstance(module.weight, nn.Parameter):
+            packed = reader.pack(module, module_name)
         for name, empty in list(module.named_parameters(recurse=False)):
             if id(empty) not in placed:
                 value = packed.pop(name, None)

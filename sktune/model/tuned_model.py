@@ -82,7 +82,9 @@ class TunedModel(nn.Module):
         self.method = method
         self.head = head
         self.frozen_blocks = method.config.frozen_blocks(len(backbone.blocks))
-        self.lower_blocks_released = False
+        self.lower_blocks_released = backbone.left_out > 0
+        self.text_states: torch.Tensor | None = None
+        """[1, P, d], of a method's text after blocks that were left out."""
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
@@ -140,11 +142,16 @@ class TunedModel(nn.Module):
                 if module.bias is not None:
                     packed[id(module.bias)] = module.out_features
         trainable = sum(_logical_size(p) for p in self.parameters() if p.requires_grad)
-        return trainable, sum(packed.get(id(p), _logical_size(p)) for p in self.parameters())
+        held = sum(packed.get(id(p), _logical_size(p)) for p in self.parameters())
+        return trainable, held + self.backbone.left_out_elements
 
     def woven(self) -> Woven:
         """What the method adds to every row."""
-        added: Woven = self.method(self.backbone)
+        below: AbstractContextManager[Any] = nullcontext()
+        if self.text_states is not None:
+            below = passed_over(self.backbone, self.text_states, self.frozen_blocks)
+        with below:
+            added: Woven = self.method(self.backbone)
         return added
 
     def generate(

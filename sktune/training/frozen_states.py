@@ -35,8 +35,9 @@ from sktune.progress import progress
 from sktune.recipe import Recipe
 from sktune.training.evaluate import model_inputs
 from sktune.training.setup import Setup
-from sktune.training.state_files import Node, StateFile, node_of
+from sktune.training.state_files import Node, StateFile, make_together, node_of
 from sktune.training.stopping import agree, deferred
+from sktune.training.streamed_states import TEXT, fill_one_by_one, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,31 +88,43 @@ def keep_frozen_states(setup: Setup, engine: Engine, splits: Splits, ranks: Rank
         )
     node = node_of(ranks)
     key = _key(setup, count, ranks)
+    place = folder if mode == "disk" else None
+    if training.stream_frozen_blocks and (texts := text_of(setup)):
+        rows[TEXT], tokens[TEXT] = texts, texts[0].length
+    files = {
+        name: StateFile(place, f"{name}-{_key_of_rows(key, split)}", (tokens[name], width), dtype, node)
+        for name, split in rows.items()
+    }
+    found = {name: states for name, file in files.items() if (states := file.find()) is not None}
+    for name in found:
+        logger.info("frozen states of %s: read from %s", name, files[name].path)
+    missing = {name: file for name, file in files.items() if name not in found}
     engine.set_training(False)
+    if training.stream_frozen_blocks:
+        found |= make_together(missing, lambda arrays: fill_one_by_one(setup, rows, arrays, node))
+    else:
+        for name, file in missing.items():
+            found[name] = file.make(partial(_fill, setup, engine, rows[name], name, node))
+    if training.stream_frozen_blocks:
+        # Without a text a method may still read one token, to learn which module attends in which layer.
+        model.text_states = found.get(TEXT, torch.zeros(1, width, dtype=dtype))[None].to(ranks.device)
     result: Splits = dict(splits)
-    for name, split in rows.items():
-        place = folder if mode == "disk" else None
-        file = StateFile(place, f"{name}-{_key_of_rows(key, split)}", (tokens[name], width), dtype, node)
-        states = file.find()
-        if states is not None:
-            logger.info("frozen states of %s: read from %s", name, file.path)
-        else:
-            states = file.make(partial(_fill, setup, engine, split, name, node))
-        ends = list(accumulate(row.length for row in split))
-        result[name] = [
-            replace(row, states=states[end - row.length : end]) for row, end in zip(split, ends, strict=True)
-        ]
+    for name, split in splits.items():
+        if split:
+            ends = accumulate(row.length for row in split)
+            result[name] = [
+                replace(row, states=found[name][end - row.length : end]) for row, end in zip(split, ends, strict=True)
+            ]
     setup.collator.filler_states = torch.zeros(1, width, dtype=dtype)
-    for kept in result.values():
-        if kept:
-            _check(setup, engine, kept, ranks)
-            break
-    engine.release_lower_blocks()
+    if not training.stream_frozen_blocks:
+        _check(setup, engine, next(kept for kept in result.values() if kept), ranks)
+        engine.release_lower_blocks()
     give_back_freed_memory()
     engine.set_training(True)
     logger.info(
         "frozen states: %s of %s, after block %d of %d; those blocks are not run or held any more",
-        filesize.decimal(nbytes), ", ".join(rows), count, len(model.backbone.blocks),
+        filesize.decimal(nbytes), ", ".join(split for split in rows if split != TEXT), count,
+        len(model.backbone.blocks),
     )  # fmt: skip
     return result
 
@@ -121,7 +134,7 @@ def forget_frozen_states(recipe: Recipe, ranks: Ranks) -> None:
     if ranks.local_rank == 0 and recipe.training.frozen_states_dir is None:
         folder = Path(recipe.output.dir) / FROZEN_STATES_FOLDER
         with suppress(OSError):
-            for split in ("train", "validation", "test"):
+            for split in ("train", "validation", "test", TEXT):
                 for file in folder.glob(f"{split}-*"):
                     file.unlink()
             folder.rmdir()  # unless something of the user's is in it

@@ -70,7 +70,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
     ):
         # From the recipe to a model in an engine, as the checkpoint left it or at its start.
         progress.run_id = ranks.broadcast(tracker.run_id)
-        setup = prepare(recipe, ranks)
+        setup = prepare(recipe, ranks, for_training=True)
         assert setup.raw is not None
         rows = setup.training_rows()
         if checkpoint:

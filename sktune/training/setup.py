@@ -92,6 +92,7 @@ def prepare(
     labels: Sequence[str] | None = None,
     read_data: bool = True,
     scored: str | None = None,
+    for_training: bool = False,
 ) -> Setup:
     """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
 
@@ -102,6 +103,7 @@ def prepare(
         read_data: False for predicting on texts of the caller's own; training data is read all the same where the
             method shows some of it as demonstrations.
         scored: the one split that a trained adapter is to be scored on; what else the recipe names is not read then.
+        for_training: leaves the frozen blocks out where `training.stream_frozen_blocks` says so.
 
     Raises:
         UserError: for whatever the user can correct.
@@ -136,6 +138,7 @@ def prepare(
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         visible_prefix=recipe.method.visible_prefix,
         placement=placement_for(ranks, sharding.config, sharding.sharded),
+        left_out=_blocks_to_stream(recipe) if for_training else 0,
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
@@ -155,7 +158,9 @@ def try_step_zero(setup: Setup, engine: Engine, ranks: Ranks) -> None:
         UserError: on all ranks, where they differ.
     """
     data = setup.recipe.data
-    if setup.recipe.model.check_step_zero:
+    if setup.model.backbone.left_out:
+        logger.info("step zero: not checked, as training.stream_frozen_blocks never has all blocks in memory")
+    elif setup.recipe.model.check_step_zero:
         engine.set_training(False)
         check_step_zero(
             setup.model,
@@ -167,6 +172,12 @@ def try_step_zero(setup: Setup, engine: Engine, ranks: Ranks) -> None:
             worst=lambda value: max(ranks.gather(value)),
         )
         engine.set_training(True)
+
+
+def _blocks_to_stream(recipe: Recipe) -> int:
+    if not recipe.training.stream_frozen_blocks:
+        return 0
+    return recipe.method.frozen_blocks(read_config(recipe.model).num_hidden_layers)
 
 
 def _check_metric(recipe: Recipe, labels: Sequence[str] | None) -> None:

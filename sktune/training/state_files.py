@@ -8,7 +8,7 @@ import logging
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,32 @@ class StateFile:
     def _mapped(self, path: Path) -> torch.Tensor:
         elements = self.shape[0] * self.shape[1]
         return torch.from_file(str(path), shared=True, size=elements, dtype=self.dtype).view(self.shape)
+
+
+def make_together(
+    files: Mapping[str, StateFile], fill: Callable[[Mapping[str, torch.Tensor]], None]
+) -> dict[str, torch.Tensor]:
+    """New arrays by name, filled by one call for all of them and kept whole; collective.
+
+    Raises:
+        UserError: where there is no room for one of them.
+    """
+    arrays: dict[str, torch.Tensor] = {}
+
+    def make_next() -> None:
+        name = next((name for name in files if name not in arrays), None)
+        if name is None:
+            fill(arrays)
+            return
+
+        def made(array: torch.Tensor) -> None:
+            arrays[name] = array
+            make_next()
+
+        files[name].make(made)
+
+    make_next()
+    return arrays
 
 
 def _unlinked(path: Path) -> str:

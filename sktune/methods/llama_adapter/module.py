@@ -27,19 +27,17 @@ class LlamaAdapter(Method):
         self, config: LlamaAdapterConfig, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *_: Any
     ) -> None:
         super().__init__()
-        depth = backbone.config.num_hidden_layers
-        count = config.taking_part(depth)
+        count = config.taking_part(backbone.config.num_hidden_layers)
         if backbone.uses_cache_for_prefix:
             raise UserError(_not_available(backbone))
         backbone.use_prefix_attention("llama_adapter")
-        self.first = depth - count
         self.prompts = nn.Parameter(torch.randn(count, config.num_virtual_tokens, backbone.hidden_size))
         self.gates = nn.Parameter(torch.zeros(count, backbone.config.num_attention_heads))
         self.text = PromptText(ordinary_tokens(tokenizer, backbone)[:1], backbone.hidden_size, trainable=False)
 
     def weave(self, backbone: Backbone) -> Woven:
         gated = []
-        names = self._attention_modules(backbone)[self.first :]
+        names = self._attention_modules(backbone)[-len(self.prompts) :]
         for name, prompt, gate in zip(names, self.prompts.to(backbone.dtype), self.gates, strict=True):
             module = backbone.model.get_submodule(name)
             key, value = module.get_submodule("k_proj")(prompt), module.get_submodule("v_proj")(prompt)

@@ -25,18 +25,17 @@ class SKPrefix(SemanticMethod[tuple[PromptSemantics, ReadSemantics]]):
         super().__init__(config, backbone, tokenizer)
         backbone.use_prefix_attention("sk_prefix")
         self.shared = config.shared
-        depth: int = backbone.config.num_hidden_layers
-        layers = number_of(config.layers, depth)
-        self.below = depth - layers
+        layers = number_of(config.layers, backbone.config.num_hidden_layers)
+        self.layers = layers
         count = 2 * (1 if config.shared else layers)
         self.adapter = SemanticAdapter(config, count, backbone.key_value_width)
 
     def read(self, backbone: Backbone, embeds: torch.Tensor) -> tuple[PromptSemantics, ReadSemantics]:
         text = read_keys_and_values(backbone, embeds, "sk_prefix")
-        read = self.adapter.read(text.states[:, self.below :])
+        read = self.adapter.read(text.states[:, -self.layers :])
         return text, read.flatten(1, 2) if self.shared else read.flatten(0, 1)
 
     def weave(self, backbone: Backbone) -> Woven:
         text, read = self.semantics(backbone)
-        refined = self.adapter(read).view_as(text.states[:, self.below :])
+        refined = self.adapter(read).view_as(text.states[:, -self.layers :])
         return Woven(prefix=text.prefix(refined))

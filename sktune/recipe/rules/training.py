@@ -69,6 +69,10 @@ def states_are_kept_where_something_is_frozen(training: TrainingSection, method:
     if training.frozen_states not in ("disk", "auto"):
         why = f"frozen_states is {training.frozen_states}"
         yield from idle("training", training, ("frozen_states_dir",), why, "set training.frozen_states: disk.")
+    if training.frozen_states not in ("memory", "disk"):
+        why = f"frozen_states is {training.frozen_states}"
+        cure = "set training.frozen_states: memory or disk."
+        yield from idle("training", training, ("stream_frozen_blocks",), why, cure)
 
 
 def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator[Problem]:
