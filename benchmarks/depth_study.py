@@ -45,6 +45,7 @@ STUDIES: dict[str, tuple[str, list[str]]] = {
     "smollm2 film ratings": ("smollm2_film_ratings.yaml", _DECODER),
 }
 """Recipe and changes. The encoder and SmolLM2 need `sktune fetch minilm smollm2 film_reviews`."""
+SHORT = ["training.max_steps=2", "training.eval_steps=2", "data.max_validation_samples=16", "data.max_test_samples=16"]
 
 
 def run(study: str, folder: Path, layers: tuple[str, ...], rates: tuple[float, ...], seeds: int) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.short:
         with tempfile.TemporaryDirectory() as folder:
-            STUDIES["miniature sentiment"][1].append("training.max_steps=4")
+            STUDIES["miniature sentiment"][1][:] = SHORT
             found = run("miniature sentiment", Path(folder) / "study", ("1/2",), (1e-2,), 1)
         print(json.dumps(found, indent=1))
         return 0

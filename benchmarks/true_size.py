@@ -12,6 +12,7 @@ is overridden: places, and a batch of 2 x 16 tokens for some steps. Parts, named
     load     seconds to load in one process, against transformers with bitsandbytes, both from the disk, two rounds
     memory   bytes of tensors on each rank by a heap walk, while loading and in a step, against `sktune plan`
     train    the users' command, killed after a checkpoint, resumed, and `sktune predict`; resident memory beside it
+    upper    the users' command with SK-Prefix in the upper third, the blocks below streamed: never in memory together
     speed    only with --device cuda (or --shape tiny): tokens a second, allocator's peak, where the time goes
 
 Each part goes to benchmarks/results/true_size.json as soon as it is there; parts that have finished are not run again.
@@ -48,11 +49,11 @@ from true_size_model import (
     write_data,
     write_model,
 )
-from true_size_runs import STEPS, Failed, tail, train_kill_resume_predict
+from true_size_runs import STEPS, Failed, tail, train_kill_resume_predict, train_upper
 
 RESULT = RESULTS / "true_size.json"
 RANKS = 2
-PARTS = ("load", "memory", "train", "speed")
+PARTS = ("load", "memory", "train", "upper", "speed")
 LOAD_LIMIT, PLAN_LIMIT = 1.2, 0.05
 NOT_ON_A_GPU = "not run on a GPU"
 
@@ -132,6 +133,10 @@ class Place:
         """The users' commands."""
         output = self.folder / "run"
         return train_kill_resume_predict(self.file, self.overrides("run"), output, ranks=RANKS, on_gpu=self.on_gpu)
+
+    def upper(self) -> dict[str, Any]:
+        """The users' command, on states that were read through one lower block at a time."""
+        return train_upper(self.file, self.overrides("upper"), self.folder / "upper", ranks=RANKS, on_gpu=self.on_gpu)
 
     def speed(self) -> dict[str, Any]:
         """Steps a second against the stock stack, on one device."""

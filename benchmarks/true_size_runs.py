@@ -108,6 +108,29 @@ def train_kill_resume_predict(
     return result
 
 
+UPPER = ["method.layers=1/3", "training.frozen_states=disk", "training.stream_frozen_blocks=true"]
+
+
+def train_upper(recipe: Path, overrides: list[str], output: Path, *, ranks: int, on_gpu: bool) -> dict[str, Any]:
+    """Trains the upper third with the users' command; the blocks below are held one at a time.
+
+    Raises:
+        Failed: where the command fails.
+    """
+    script, log = ROOT / "launchers" / "train.py", output.parent / "upper.log"
+    command = deepspeed(script, "--recipe", str(recipe), *overrides, *UPPER, ranks=ranks)
+    trained = run(command, log, on_gpu=on_gpu)
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    return trained | {
+        "overrides": UPPER,
+        "steps": summary["steps"],
+        "seconds_a_step": summary["train_seconds"] / summary["steps"],
+        "median_loss": statistics.median(losses_by_step(output / "metrics.jsonl").values()),
+        "resident_peak_bytes": summary["memory/resident_peak_bytes"],
+        "frozen_bytes": summary["memory/frozen_bytes"],
+    }
+
+
 def losses_by_step(metrics: Path) -> dict[int, float]:
     """Loss of each step, by the run that came last to it."""
     found: dict[int, float] = {}

@@ -43,6 +43,16 @@ def test_the_sharding_benchmark_runs_and_its_bars_hold(tmp_path: Path) -> None:
         assert max(ours[moment]) < max(stock[moment])
 
 
+def test_the_study_of_depths_compares_numbers_of_blocks() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "depth_study.py"), "--short"]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    parameters = {point["layers"]: point["trainable_parameters"] for point in found["points"] if point["seeds"] == 1}
+    assert parameters.keys() == {"all", "1/2"} == found["level_with_all"].keys()
+    assert parameters["1/2"] < parameters["all"]
+
+
 @pytest.mark.skipif("SKTUNE_LONG_TESTS" not in os.environ, reason="takes many minutes: set SKTUNE_LONG_TESTS=1")
 def test_the_benchmark_of_7b_recipes_runs_and_its_bars_hold(tmp_path: Path) -> None:
     """Every part, each with one of the shipped recipes on a little model; and what is there is not run again."""
@@ -50,6 +60,7 @@ def test_the_benchmark_of_7b_recipes_runs_and_its_bars_hold(tmp_path: Path) -> N
     script = str(ROOT / "benchmarks" / "true_size.py")
     command = [sys.executable, script, "--shape", "tiny", "--folder", str(tmp_path), "--output", str(result), "--only"]
     wanted = ["llama7b_conll/load", "llama7b_conll/memory", "mistral7b_conll/train", "mistral7b_conll/speed"]
+    wanted.append("llama7b_conll/upper")
     done = subprocess.run(
         [*command, *wanted], env=_environment(), capture_output=True, text=True, check=False, timeout=1200
     )
