@@ -5,8 +5,8 @@
 
 A study is a recipe of recipes/ and nothing but `sktune compare` over a grid; one that was stopped goes on from the cell
 it was in (--work keeps it). Results go to benchmarks/results/depth_study.json as soon as a study has finished: of each
-number of blocks and each rate the score, and at which rates it is level with all blocks at their best one (its mean is
-not below by more than the larger of the two deviations over seeds).
+number of blocks and each rate the score, and at which rates it is level with all blocks at their best one: its mean is
+not below by more than the larger of the two deviations over seeds, or one point where both are smaller.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ LAYERS = ("2/3", "1/2", "1/3")
 """Besides all of them."""
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = 3
+POINT = 0.01
 COMMON = ["distributed.deepspeed=null", "tracking.enabled=false", "training.frozen_states=auto"]
 _ENCODER = ["model.name_or_path=embedded:minilm", "quantization={}", "model.dtype=float32", "training.max_steps=120"]
 _DECODER = [
@@ -34,7 +35,7 @@ _DECODER = [
     "training.eval_steps=15",
     "data.max_test_samples=300",
 ]
-_REVIEWS = ["data.path=embedded:film_reviews", "data.text_template=null", "data.max_test_samples=500"]
+_REVIEWS = ["data.path=embedded:film_reviews", "data.max_test_samples=500"]
 STUDIES: dict[str, tuple[str, list[str]]] = {
     "miniature sentiment": ("compare/sentiment.yaml", []),
     "miniature entailment": ("compare/entailment.yaml", []),
@@ -86,7 +87,7 @@ def level(points: list[dict[str, Any]]) -> dict[str, list[float]]:
     best = max(ours, key=lambda point: point["score"]["mean"])["score"]
     found: dict[str, list[float]] = {}
     for point in points:
-        allowed = max(best["deviation"] or 0.0, point["score"]["deviation"] or 0.0)
+        allowed = max(best["deviation"] or 0.0, point["score"]["deviation"] or 0.0, POINT)
         rates = found.setdefault(point["layers"], [])
         if point["score"]["mean"] >= best["mean"] - allowed:
             rates.append(point["rate"])
