@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from training_fixtures import (
 )
 
 from sktune.cli import main
+from sktune.data import Collator
 from sktune.distributed.optimizer import build_optimizer, rate_factor, warmup_steps
 from sktune.distributed.plain_engine import PlainEngine
 from sktune.inference import evaluate_run
@@ -422,3 +425,16 @@ def test_random_numbers_of_steps_and_ranks_differ_and_stay() -> None:
     seeds = {(seed, step, rank): step_seed(seed, step, rank) for seed in (0, 1) for step in (0, 1) for rank in (0, 1)}
     assert len(set(seeds.values())) == len(seeds)
     assert seeds[0, 0, 0] == 5842066033578894005
+
+
+def test_the_time_of_waiting_for_data_counts_in_tokens_per_second(workshop: Workshop) -> None:
+    slow, plain = Collator.__call__, workshop.train("plain", {"training": {"max_steps": 8}})
+
+    def slowly(self: Collator, rows: Any) -> Any:
+        time.sleep(0.3)
+        return slow(self, rows)
+
+    with mock.patch.object(Collator, "__call__", slowly):
+        waited = workshop.train("waited", {"training": {"max_steps": 8}})
+    assert waited["speed/data_wait_share"] > 0.5 > plain["speed/data_wait_share"] > 0
+    assert waited["speed/real_tokens_per_second"] < plain["speed/real_tokens_per_second"]

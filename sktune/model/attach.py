@@ -20,7 +20,8 @@ from sktune.model.given_model import Source
 from sktune.model.rules import check_sections, number_of_labels, refuse_other_models
 from sktune.model.step_zero import check_step_zero as try_step_zero
 from sktune.tasks import TASKS
-from sktune.tasks.config import TaskConfig
+from sktune.tasks.config import TaskConfig, WeighedConfig
+from sktune.tasks.heads import TrainedHead
 from sktune.tasks.task import build_task
 
 _attached: WeakKeyDictionary[PreTrainedModel, WeakSet[AttachedModel]] = WeakKeyDictionary()
@@ -114,6 +115,9 @@ def put_on(
     others = list(_attached.get(model, ()))
     device = next(model.parameters()).device
     head = build_task(task).head(backbone, num_labels or 1)
+    if isinstance(head, TrainedHead) and isinstance(task, WeighedConfig):
+        names = labels or [str(number) for number in range(num_labels or 1)]
+        head.weigh(task.weights(names, None), task.label_smoothing)
     built = build_method(method, backbone, tokenizer, labels or ())
     if task.has_head and backbone.is_language_model:
         # What the head does not read has no gradient.

@@ -25,6 +25,8 @@ _OF_TRAINING = (
     "method.dropout",
     "method.semantics",
     "task.head_dropout",
+    "task.class_weights",
+    "task.label_smoothing",
     "task.label_separator",
     "task.max_new_tokens",
 )

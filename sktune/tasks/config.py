@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sktune.errors import Problem
+from sktune.errors import Problem, UserError
 from sktune.sections import DataSection, Section
 
 TEXT_COLUMNS = frozenset({"text_column", "text_pair_column", "label_column", "text_template"})
@@ -124,6 +125,66 @@ class LabelledConfig(TaskConfig):
                 "a list of different labels, or null",
                 "list every label once, or leave it out to take them from the training data.",
             )
+
+
+class WeighedConfig(LabelledConfig):
+    """A task whose head answers with one label of a set, and may be trained on them unequally."""
+
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None,
+        description="What a label counts in the training loss: {label: weight}, 1 for others; balanced: all labels "
+        "together the same. Evaluation does not weigh.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each training label's probability that is spread over all labels."
+    )
+
+    def problems(self, data: DataSection | None) -> Iterator[Problem]:
+        yield from super().problems(data)
+        weights = self.class_weights
+        if isinstance(weights, dict):
+            if not weights or min(weights.values()) < 0 or not all(map(math.isfinite, weights.values())):
+                yield Problem(
+                    "task.class_weights",
+                    "must be numbers of 0 or more",
+                    "balanced, or {label: weight}",
+                    "for example {rare: 3, frequent: 1}.",
+                )
+            elif self.labels is not None:
+                yield from self._unknown(weights, self.labels)
+
+    @staticmethod
+    def _unknown(weights: Mapping[str, float], labels: Sequence[str]) -> Iterator[Problem]:
+        if unknown := [label for label in weights if label not in labels]:
+            yield Problem(
+                "task.class_weights",
+                f"names {', '.join(map(repr, unknown))}, which no text is labelled with",
+                ", ".join(labels),
+                "write the labels as the data has them.",
+            )
+
+    def weights(self, labels: Sequence[str], counts: Sequence[int] | None) -> list[float] | None:
+        """What a label of each class counts; None: all the same.
+
+        Args:
+            labels: the label set.
+            counts: labels of each class in the training data; None where there is none.
+
+        Raises:
+            UserError: for a label that is not in the set, and for `balanced` without counts.
+        """
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, dict):
+            for problem in self._unknown(self.class_weights, labels):
+                raise UserError(f"{problem.field} {problem.message}; allowed: {problem.allowed}; {problem.cure}")
+            return [self.class_weights.get(label, 1.0) for label in labels]
+        if counts is None:
+            raise UserError(
+                "task.class_weights: balanced counts the labels of the training data, and there is none here; give "
+                "{label: weight}"
+            )
+        return [sum(counts) / (len(labels) * count) if count else 1.0 for count in counts]
 
 
 class HeadConfig(TaskConfig):

@@ -122,6 +122,8 @@ class TrainedHead(Head):
 
     centre: torch.Tensor
     """[d] fp32; not trained. Zero until it is set, and where it has been folded into the bias."""
+    class_weights: torch.Tensor | None
+    """[outputs] fp32: what a label counts in the loss of training; None: all the same."""
 
     def __init__(self, hidden_size: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -130,6 +132,8 @@ class TrainedHead(Head):
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         self.register_buffer("centre", torch.zeros(hidden_size))
+        self.register_buffer("class_weights", None, persistent=False)
+        self.label_smoothing = 0.0
 
     def features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden [B, L, d] of right-padded rows -> what is classified, [..., d] fp32."""
@@ -145,8 +149,22 @@ class TrainedHead(Head):
         return logits
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the labels that count."""
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        """The loss summed over the labels that count; in training with the weights and the smoothing of `weigh`."""
+        options: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
+        if self.training:
+            options |= {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), **options)
+
+    def weigh(self, class_weights: Sequence[float] | None, label_smoothing: float) -> None:
+        """Changes the loss of training: what a label of each class counts, and how far its probability is from 1.
+
+        The sum is still divided by the number of labels, not by that of their weights: batches cut differently add up
+        to the same gradient.
+        """
+        self.class_weights = (
+            None if class_weights is None else torch.tensor(class_weights, device=self.centre.device).float()
+        )
+        self.label_smoothing = label_smoothing
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
         """Hidden states [B, L, d], a label for each of the features -> logits [..., outputs] fp32."""
@@ -163,10 +181,15 @@ class TrainedHead(Head):
     def prior(self, labels: torch.Tensor) -> torch.Tensor:
         """The bias [outputs] that is the best answer without an input: the log of the frequencies of class ids [N].
 
-        Every class is counted once more than it occurs, so that one that is absent stays possible.
+        Every class is counted once more than it occurs, so that one that is absent stays possible. With class weights
+        and smoothing it is the answer that their loss is least for.
         """
         counts = torch.bincount(labels.cpu(), minlength=self.classifier.out_features).double() + 1
-        return (counts / counts.sum()).log()
+        weights = torch.ones_like(counts) if self.class_weights is None else self.class_weights.cpu().double()
+        smoothing = self.label_smoothing
+        target = weights * ((1 - smoothing) * counts + smoothing * counts.sum() / len(counts))
+        # A weight of zero leaves a class without a label: as rare as one among all.
+        return (target.clamp(min=target.sum() / counts.sum()) / target.sum()).log()
 
     @torch.no_grad()
     def set_centre(self, feature_sum: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from sktune.data import Row
 from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
 from sktune.model.tuned_model import TunedModel
+from sktune.tasks.config import TaskConfig, WeighedConfig
 from sktune.tasks.heads import TrainedHead, summed_features
 from sktune.training.evaluate import model_inputs
 from sktune.training.steps import Steps
@@ -24,16 +25,33 @@ the batch.
 """
 
 
+def weigh_classes(model: TunedModel, task: TaskConfig, labels: Sequence[str] | None, rows: Sequence[Row]) -> None:
+    """Gives the head the task's class weights and label smoothing, where it has them; `balanced` counts the rows.
+
+    Raises:
+        UserError: for a weight of a label that there is not.
+    """
+    if isinstance(model.head, TrainedHead) and isinstance(task, WeighedConfig) and labels is not None:
+        found = _labels_of(model.head, rows)
+        counts = torch.bincount(found[model.head.counted(found)], minlength=len(labels)).tolist()
+        model.head.weigh(task.weights(labels, counts), task.label_smoothing)
+
+
+def _labels_of(head: TrainedHead, rows: Sequence[Row]) -> torch.Tensor:
+    """The labels of all rows, as they come in a batch."""
+    labels: list[Any] = [row.labels for row in rows]
+    if head.per_token:
+        labels = [label for of_row in labels for label in of_row]
+    return torch.tensor(labels)
+
+
 def set_prior(model: TunedModel, rows: Sequence[Row]) -> None:
     """Sets the head's bias from the labels of all training rows, which every rank has.
 
     Before the engine is built: what DeepSpeed keeps of the parameters is copied from them there.
     """
     if isinstance(model.head, TrainedHead):
-        labels: list[Any] = [row.labels for row in rows]
-        if model.head.per_token:
-            labels = [label for of_row in labels for label in of_row]
-        model.head.set_prior(torch.tensor(labels))
+        model.head.set_prior(_labels_of(model.head, rows))
 
 
 @torch.no_grad()

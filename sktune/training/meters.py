@@ -1,11 +1,11 @@
-"""Honest meters: tokens per second of training steps alone, memory peaks, and bytes of the frozen share."""
+"""Honest meters: tokens per second of whole training steps, memory peaks, and bytes of the frozen share."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from sktune.distributed.ranks import Ranks
 
+Batch = dict[str, torch.Tensor]
 WARMUP_STEPS = 3
 """Steps not timed: allocator, kernel choice and ZeRO's trace settle in them."""
 
@@ -27,24 +28,26 @@ class ThroughputMeter:
         self.steps = 0
         self.train_seconds = train_seconds  # of all steps, those of an earlier part of the run included
         self.total_real_tokens = real_tokens
-        self._timed = [0.0] * 4  # seconds, samples, real tokens, padded tokens
+        self._timed = [0.0] * 5  # seconds, of them those waited for data, samples, real tokens, padded tokens
 
     @contextmanager
-    def step(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[None]:
-        """Times one optimizer step of this rank over its collated batches."""
+    def step(self, read: Callable[[], Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
+        """Times one optimizer step of this rank, from asking for its batches, which it gives, to the update."""
+        self._synchronize()
+        start = time.perf_counter()
+        batches = read()
+        waited = time.perf_counter() - start
+        yield batches
+        self._synchronize()
+        seconds = time.perf_counter() - start
         samples = sum(int(batch["valid"].sum()) for batch in batches)
         real_tokens = sum(int(batch["attention_mask"][batch["valid"]].sum()) for batch in batches)
         padded_tokens = sum(batch["attention_mask"].numel() for batch in batches)  # real ones too
-        self._synchronize()
-        start = time.perf_counter()
-        yield
-        self._synchronize()
-        seconds = time.perf_counter() - start
         self.steps += 1
         self.train_seconds += seconds
         self.total_real_tokens += real_tokens
         if self.steps > WARMUP_STEPS:
-            for i, value in enumerate((seconds, samples, real_tokens, padded_tokens)):
+            for i, value in enumerate((seconds, waited, samples, real_tokens, padded_tokens)):
                 self._timed[i] += value
 
     def _synchronize(self) -> None:
@@ -52,14 +55,18 @@ class ThroughputMeter:
             torch.cuda.synchronize(self.ranks.device)
 
     def rates(self) -> dict[str, float]:
-        """Rates since the first timed step, over all ranks together and per rank; empty before it. Collective."""
-        seconds, *counts = self.ranks.sum(self._timed)
+        """Rates since the first timed step, over all ranks together and per rank; empty before it. Collective.
+
+        `data_wait_share` is the part of the time in which ranks waited for their batches.
+        """
+        seconds, waited, *counts = self.ranks.sum(self._timed)
         if seconds == 0:
             return {}
         mean_seconds = seconds / self.ranks.world_size
         names = ("samples_per_second", "real_tokens_per_second", "padded_tokens_per_second")
         rates = {name: count / mean_seconds for name, count in zip(names, counts, strict=True)}
-        return rates | {f"{name}_per_rank": rate / self.ranks.world_size for name, rate in rates.items()}
+        per_rank = {f"{name}_per_rank": rate / self.ranks.world_size for name, rate in rates.items()}
+        return {**rates, **per_rank, "data_wait_share": waited / seconds}
 
 
 def reset_peak_memory(device: torch.device) -> None:

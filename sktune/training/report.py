@@ -68,7 +68,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     if not recipe.method.answers_in_words:
         return
     for name, keys in {
-        "task": ("pooling", "head_dropout"),
+        "task": ("pooling", "head_dropout", "class_weights", "label_smoothing"),
         "training": ("head_learning_rate",),
         "data": ("text_template", "pair_template"),
     }.items():

@@ -29,7 +29,7 @@ from sktune.training.checkpoint import Checkpoints, Progress
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.fingerprint import compare, datasets, fingerprint
 from sktune.training.frozen_states import forget_frozen_states, keep_frozen_states
-from sktune.training.head_start import set_centre, set_prior
+from sktune.training.head_start import set_centre, set_prior, weigh_classes
 from sktune.training.meters import ThroughputMeter, frozen_bytes, memory_in_use, peak_memory, reset_peak_memory
 from sktune.training.output import claim_output
 from sktune.training.report import decisions, log_results, summarize
@@ -37,6 +37,7 @@ from sktune.training.setup import Setup, build_engine, prepare, try_step_zero
 from sktune.training.steps import Steps, epochs, step_seed
 from sktune.training.stopping import Stopped, decide, deferred, votes
 from sktune.training.tracked import tracked
+from sktune.training.underflow import watched_for_underflow
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         setup = prepare(recipe, ranks, for_training=True)
         assert setup.raw is not None
         rows = setup.training_rows()
+        if rows is not None:
+            weigh_classes(setup.model, recipe.task, setup.labels, rows)
         if checkpoint:
             put_weights(setup.model, weights, str(checkpoint))
         elif rows is not None:
@@ -112,7 +115,10 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
                 evaluate(setup, engine, validation, ranks, TRIAL_BATCHES)
             engine.set_training(True)
             stop_votes = [0.0, 0.0]  # all ranks', see `stopping`
-            with shown_progress("training", total, "steps", done=progress.step, tenths=False) as advance:
+            with (
+                watched_for_underflow(setup.model),
+                shown_progress("training", total, "steps", done=progress.step, tenths=False) as advance,
+            ):
                 while True:
                     # What is due after a step, and where no step is to come: to stop, an evaluation, a checkpoint.
                     with _saved_where_stopped(checkpoints):
@@ -129,11 +135,11 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
                         break
 
                     # One optimizer step over all ranks.
-                    step, labels, batches = progress.step, steps.labels(progress.step), steps.own(progress.step)
+                    step, labels = progress.step, steps.labels(progress.step)
                     rate = engine.set_rate(rate_factor(training, step, total))
                     torch.manual_seed(step_seed(training.seed, step, ranks.rank))
                     own_loss = 0.0
-                    with meter.step(batches):
+                    with meter.step(partial(steps.own, step)) as batches:
                         for batch in batches:
                             output = engine(**model_inputs(batch, ranks.device), num_items_in_batch=max(labels, 1))
                             assert output.loss is not None

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from sktune.errors import Problem
 from sktune.sections import DataSection
-from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
+from sktune.tasks.config import PooledConfig, WeighedConfig, class_metric_names
 
 
-class PairClassificationConfig(LabelledConfig, PooledConfig):
+class PairClassificationConfig(WeighedConfig, PooledConfig):
     """One label for two texts."""
 
     name: Literal["pair_classification"] = "pair_classification"

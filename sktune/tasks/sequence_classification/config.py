@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sktune.tasks.config import LabelledConfig, PooledConfig, class_metric_names
+from sktune.tasks.config import PooledConfig, WeighedConfig, class_metric_names
 
 
-class SequenceClassificationConfig(LabelledConfig, PooledConfig):
+class SequenceClassificationConfig(WeighedConfig, PooledConfig):
     """One label for each text."""
 
     name: Literal["sequence_classification"] = "sequence_classification"

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sktune.tasks.config import HeadConfig, LabelledConfig
+from sktune.tasks.config import HeadConfig, WeighedConfig
 
 
-class TokenClassificationConfig(LabelledConfig, HeadConfig):
+class TokenClassificationConfig(WeighedConfig, HeadConfig):
     """A tag for each word, scored by the entities that the tags spell, or tag by tag."""
 
     name: Literal["token_classification"] = "token_classification"
