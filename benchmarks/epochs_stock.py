@@ -1,0 +1,82 @@
+"""What `epochs.py` measures sktune against: prefix tuning and LoRA by peft in transformers' Trainer, on SmolLM2.
+
+python benchmarks/epochs_stock.py prefix|lora MODEL.gguf DATA RATE EPOCHS OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+INSTRUCTION = "Classify the sentiment of the movie review as positive or negative.\nReview:"
+WORDS = (" negative", " positive")
+VIRTUAL_TOKENS = 16
+MAX_LENGTH = 64
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    method, file, data, rate, epochs, output = sys.argv[1:]
+    model = Path(file)
+    tokenizer = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
+    network = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.bfloat16)
+    if method == "prefix":
+        before = ""
+        config: Any = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
+    else:
+        before = INSTRUCTION
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8)
+    tuned = peft.get_peft_model(network, config)
+
+    def prompt(text: str) -> list[int]:
+        ending = tokenizer("\nSentiment:")["input_ids"]
+        ids: list[int] = tokenizer(f"{before}{text}")["input_ids"]
+        return [*ids[:MAX_LENGTH], *ending]
+
+    answers = [tokenizer(word)["input_ids"][0] for word in WORDS]
+    rows = []
+    for example in read(Path(data) / "train.jsonl"):
+        ids = prompt(example["text"])
+        answer = answers[example["label"] == "positive"]
+        rows.append({"input_ids": [*ids, answer], "labels": [-100] * len(ids) + [answer]})
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in batch)
+
+        def padded(key: str, fill: int) -> torch.Tensor:
+            return torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in batch])
+
+        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in batch]
+        return {
+            "input_ids": padded("input_ids", 0),
+            "labels": padded("labels", -100),
+            "attention_mask": torch.tensor(mask),
+        }
+
+    arguments = TrainingArguments(
+        output, per_device_train_batch_size=16, num_train_epochs=float(epochs), learning_rate=float(rate),
+        warmup_steps=3, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, logging_strategy="no", seed=42,
+    )  # fmt: skip
+    Trainer(tuned, arguments, train_dataset=rows, data_collator=collate).train()
+    print("trained", flush=True)
+    tuned.eval()
+    right = 0
+    tests = read(Path(data) / "test.jsonl")
+    with torch.no_grad():
+        for example in tests:
+            logits = tuned(input_ids=torch.tensor([prompt(example["text"])])).logits[0, -1, answers]
+            right += (int(logits.argmax()) == 1) == (example["label"] == "positive")
+    Path(output, "accuracy.json").write_text(json.dumps(right / len(tests)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
