@@ -64,7 +64,8 @@ def main() -> None:
 
     arguments = TrainingArguments(
         output, per_device_train_batch_size=16, num_train_epochs=float(epochs), learning_rate=float(rate),
-        warmup_steps=3, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, logging_strategy="no", seed=42,
+        warmup_steps=3, report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        seed=42,
     )  # fmt: skip
     Trainer(tuned, arguments, train_dataset=rows, data_collator=collate).train()
     print("trained", flush=True)
