@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -362,3 +363,26 @@ def test_a_plan_says_that_it_counts_all_blocks(workshop: Workshop, capsys: pytes
     recipe = str(workshop.write("run", IN_MEMORY))
     assert main(["plan", recipe]) == 0
     assert "training.frozen_states: all blocks are counted" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
+def test_a_plan_of_streamed_blocks_counts_what_is_held(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], bits: str, changes: Sections
+) -> None:
+    sections = (changes, {"quantization": BITS[bits]}, IN_MEMORY_ONLY, STREAMED)
+    trained = workshop.train("run", *sections)
+    assert main(["plan", str(workshop.write("run", *sections)), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    held = sum(planned[name] for name in ("packed", "scales", "rest"))
+    # The plan's buffers are the head's and the method's too.
+    assert held <= trained["memory/frozen_bytes"] <= held + planned["buffers"]
+    assert held < planned["load_peak"]
+    assert main(["plan", str(workshop.write("run", *sections[:3])), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert planned["parameters"] == whole["parameters"]
+    assert planned["training_peak"] < whole["training_peak"]
+    for ranks in ("2", "4"):
+        assert (
+            main(["plan", str(workshop.write("run", *sections)), "--gpus", ranks, "distributed.deepspeed=zero3"]) == 0
+        )

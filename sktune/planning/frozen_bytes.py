@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear4bit, FrozenLinear8bit
 from sktune.backbone.quantized.four_bit import GROUP
@@ -43,6 +45,11 @@ class FrozenBytes(NamedTuple):
 def share(tensor: torch.Tensor, ranks: int) -> int:
     """Bytes of a rank's share of a parameter; ZeRO-3 pads it to the same number of elements on each rank."""
     return math.ceil(tensor.numel() / ranks) * tensor.element_size()
+
+
+def whole_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of parameters and buffers of modules, whole."""
+    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 def frozen_bytes(model: TunedModel, ranks: int, dtype: torch.dtype, on_host: bool = False) -> FrozenBytes:

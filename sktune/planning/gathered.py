@@ -49,7 +49,10 @@ def gathered_bytes(
         return Gathered()
     whole = {p: share(p, ranks) * ranks for p in model.parameters()}
     persistent = sum(size for p, size in whole.items() if p.numel() <= engine.persistence)
-    blocks = [[p for p in block.parameters() if p.numel() > engine.persistence] for block in model.backbone.blocks]
+    held = list(model.backbone.blocks)[model.backbone.left_out :]
+    blocks = [[p for p in block.parameters() if p.numel() > engine.persistence] for block in held]
+    if not blocks:  # all are streamed before the first step
+        return Gathered(*[persistent] * 6)
     depth, first = len(blocks), blocks[0]
 
     layer = largest_layer(model.backbone)
@@ -69,7 +72,7 @@ def gathered_bytes(
     reused, block = min(depth, -(-engine.max_reuse // passed)), sum(whole[p] for p in first)
     base = model.backbone.base
     tables: list[Any] = [base.get_input_embeddings(), model.backbone.model.get_output_embeddings()]
-    embeddings, head = (0 if table is None else whole[table.weight] for table in tables)
+    embeddings, head = (0 if table is None else whole.get(table.weight, 0) for table in tables)
     twice, furthest = (n * max(window(i, limit) for i in range(len(first))) for n, limit in ((2, one), (1, ahead)))
     most = persistent + max(twice + furthest, head, *(whole[p] for p in first))
     moved, in_blocks = sum(whole.values()) - persistent, sum(whole[p] for block in blocks for p in block)

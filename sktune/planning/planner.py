@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from sktune.backbone.lower_blocks import leave_out
 from sktune.errors import UserError
+from sktune.model.tuned_model import TunedModel
 from sktune.planning.activations import count_activations
-from sktune.planning.frozen_bytes import frozen_bytes
+from sktune.planning.frozen_bytes import frozen_bytes, whole_bytes
 from sktune.planning.gathered import gathered_bytes
 from sktune.planning.report import NOT_INCLUDED, USABLE, Moment, Plan, gibibytes
 from sktune.planning.skeleton import find_skeleton
@@ -50,11 +54,21 @@ def plan(
     model = skeleton.build()
     if not model.trainable_parameters():
         notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
+    trainable, parameters = model.parameter_counts()
+    streamed = 0
     if training.frozen_states != "off" and model.frozen_blocks:
+        kept = model.backbone.hidden_size * model.backbone.dtype.itemsize
         notes.append(
-            "training.frozen_states: all blocks are counted, as the reading before the first step needs them; training "
-            "itself holds the upper ones and the states"
+            f"training.frozen_states: besides, {kept:,} bytes for each token of the data, in memory or on disk"
         )
+        if training.stream_frozen_blocks:
+            streamed = whole_bytes([*model.backbone.blocks[:1], *_beside_the_blocks(model)])
+            leave_out(model.backbone, model.frozen_blocks)
+        else:
+            notes.append(
+                "training.frozen_states: all blocks are counted, as the reading before the first step needs them; "
+                "training itself holds the upper ones (training.stream_frozen_blocks never holds the others together)"
+            )
     engine = engine_of(recipe, model, shared, ranks)
     alive = count_activations(skeleton, engine)
     checkpointing = training.gradient_checkpointing
@@ -76,7 +90,6 @@ def plan(
     at_start += trained.moments if replicated else engine.buckets
     settled = at_start + (0 if replicated else trained.moments)
     after = settled + alive["after_backward"] + gathered.at_rest
-    trainable, parameters = model.parameter_counts()
     live: dict[Moment, int] = {
         "after_load": at_start,
         "after_forward": settled + alive["after_forward"] + gathered.at_rest,
@@ -123,7 +136,7 @@ def plan(
         largest_dequantized=frozen.largest_dequantized,
         activations_with_checkpointing=activations.get(True),
         activations_without_checkpointing=activations.get(False),
-        load_peak=max(frozen.load_peak, at_start),
+        load_peak=max(frozen.load_peak, at_start + streamed),
         training_peak=max(
             without_activations,
             settled + alive["forward_peak"] + gathered.forward_most,
@@ -136,6 +149,14 @@ def plan(
         gathered_per_evaluation=gathered.forward,
         reduced_per_step=trainable * FP32 * (steps if engine.stage >= 2 else 1) if ranks > 1 else 0,
     )
+
+
+def _beside_the_blocks(model: TunedModel) -> Iterator[nn.Module]:
+    """What of the model is loaded whole for reading data through one block after the other."""
+    of_blocks = {id(part) for part in model.backbone.blocks.modules()}
+    for part in model.backbone.base.modules():
+        if id(part) not in of_blocks and not any(True for _ in part.children()):
+            yield part
 
 
 def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool, str]:
