@@ -37,7 +37,8 @@ def check_known_labels(
     known = [label for label in labels if not (words and label == OUTSIDE)]
     raise UserError(
         f"data.{split}: no {'tag' if words else 'label'} of {where} is one of training's. "
-        f"There: {listed(sorted(found))}; in training: {listed(known)}. Write them alike, or name another split."
+        f"There: {listed(sorted(found))}; in training: {listed(known)}. Write them alike "
+        "(`sktune evaluate` has --label-map), or name another split."
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sktune.data.agreement import check_known_labels, contradictions, outside_range, repeated_examples
@@ -48,7 +49,13 @@ def load_splits(data: DataSection, task: Reader) -> RawSplits:
     return RawSplits(train_examples, held_out.get("validation"), held_out.get("test"), labels, report)
 
 
-def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Sequence[str] | None) -> RawSplits:
+def load_for_evaluation(
+    data: DataSection,
+    task: Reader,
+    split: str,
+    labels: Sequence[str] | None,
+    rename: Callable[[str], str] | None = None,
+) -> RawSplits:
     """Read the one split that a trained adapter is scored on; the other files need not be there.
 
     Args:
@@ -56,6 +63,7 @@ def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Seq
         task: reads the examples.
         split: `train`, `validation` or `test`.
         labels: the adapter's label set; None where it has none.
+        rename: what the adapter calls a label of the data; None: the same.
 
     Raises:
         UserError: as `load_splits`, and where the recipe has no such split or none of its rows has a label.
@@ -67,6 +75,8 @@ def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Seq
     reading = _read(data, task, local_folder(data), split, report)
     if reading is None:
         raise UserError(f"data.{split}: no row of {', '.join(names)} has a label, so there is nothing to score.")
+    if rename is not None:
+        reading = replace(reading, examples=[_renamed(example, rename) for example in reading.examples])
     kept = None if labels is None else tuple(labels)
     examples = _kept(data, task, reading, kept, split, report)
     return RawSplits(
@@ -76,6 +86,12 @@ def load_for_evaluation(data: DataSection, task: Reader, split: str, labels: Seq
         labels=kept,
         report=report,
     )
+
+
+def _renamed(example: Example, rename: Callable[[str], str]) -> Example:
+    found = example.reference
+    several = tuple(map(rename, found)) if isinstance(found, tuple) else found
+    return replace(example, reference=rename(several) if isinstance(several, str) else several)
 
 
 def _read(data: DataSection, task: Reader, folder: Path | None, split: str, report: list[str]) -> Reading | None:
