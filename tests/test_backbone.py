@@ -444,11 +444,13 @@ def test_with_and_without_the_language_model_head(family: str, tmp_path: Path) -
     with torch.no_grad():
         expected = network(input_ids=ids, attention_mask=mask)
         logits = with_head(with_head.embed(ids), mask, with_lm_head=True)
-        kept = with_head(with_head.embed(ids), mask, with_lm_head=True, keep_positions=torch.tensor([1, 4]))
+        positions = torch.tensor([[1, 4], [0, 3]])
+        kept = with_head(with_head.embed(ids), mask, with_lm_head=True, answer_positions=positions)
         hidden = without(without.embed(ids), mask)
         same_hidden = with_head(with_head.embed(ids), mask)
     torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(kept, expected.logits[:, [1, 4]], atol=1e-5, rtol=0)
+    rows = torch.arange(2)[:, None]
+    torch.testing.assert_close(kept, expected.logits[rows, positions], atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden, same_hidden, atol=1e-6, rtol=0)
 
 

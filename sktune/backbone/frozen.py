@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -240,7 +239,6 @@ class Backbone(nn.Module):
         woven: Woven = NOTHING,
         *,
         with_lm_head: bool = False,
-        keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
@@ -252,8 +250,7 @@ class Backbone(nn.Module):
             attention_mask: [batch, length], 1 for real tokens.
             woven: what the method adds.
             with_lm_head: return the language model's logits instead of hidden states.
-            keep_positions: [k] int64, the positions whose logits are wanted, counted in the input.
-            answer_positions: [batch] int64, instead: each row's one position, counted in the input.
+            answer_positions: [batch] or [batch, k] int64, the positions whose logits are wanted, counted in the input.
             token_type_ids: [batch, length], an encoder's segments.
             hidden_states: filled with the input's own embeddings, and its hidden states after each block.
 
@@ -293,14 +290,13 @@ class Backbone(nn.Module):
             attention_mask,
             woven=woven,
             with_lm_head=with_lm_head,
-            keep_positions=None if keep_positions is None else keep_positions + count,
             answer_positions=None if answer_positions is None else answer_positions + count,
             hidden_states=hidden_states,
             **types,
         )
         if hidden_states is not None:
             hidden_states[:] = [states[:, count:] for states in hidden_states]
-        return output[:, count:] if keep_positions is None and answer_positions is None else output
+        return output[:, count:] if answer_positions is None else output
 
     def forward(
         self,
@@ -310,7 +306,6 @@ class Backbone(nn.Module):
         woven: Woven = NOTHING,
         record: list[tuple[nn.Module, LayerKeyValues]] | None = None,
         with_lm_head: bool = False,
-        keep_positions: torch.Tensor | None = None,
         answer_positions: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
         **model_inputs: Any,
@@ -323,13 +318,12 @@ class Backbone(nn.Module):
             woven: what is added inside the model; positions go on behind a prefix. A prompt is in `inputs_embeds`.
             record: filled with (attention module, its keys and values) of every attention call, in order.
             with_lm_head: return the language model's logits instead of hidden states.
-            keep_positions: [k] int64, the positions whose logits are wanted (with_lm_head only).
-            answer_positions: [batch] int64, instead: each row's one position whose logits are wanted.
+            answer_positions: [batch] or [batch, k] int64, the positions whose logits are wanted (with_lm_head only).
             hidden_states: filled with the embeddings and the hidden states after each block, the last one normed.
             model_inputs: further arguments of the model (token_type_ids).
 
         Returns:
-            Hidden states [batch, length, d], or logits [batch, k or 1 or length, vocabulary].
+            Hidden states [batch, length, d], or logits [batch, k or length, vocabulary].
         """
         length = inputs_embeds.shape[1]
         inputs: dict[str, Any] = {
@@ -343,7 +337,7 @@ class Backbone(nn.Module):
                 inputs_embeds.shape[0], -1
             )
         with self.weaving(woven, record), self._keeping(hidden_states):
-            return self._called(inputs, woven, with_lm_head, keep_positions, answer_positions)
+            return self._called(inputs, woven, with_lm_head, answer_positions)
 
     @contextmanager
     def weaving(self, woven: Woven, record: list[tuple[nn.Module, LayerKeyValues]] | None = None) -> Iterator[None]:
@@ -365,7 +359,6 @@ class Backbone(nn.Module):
         inputs: dict[str, Any],
         woven: Woven,
         with_lm_head: bool,
-        keep_positions: torch.Tensor | None,
         answer_positions: torch.Tensor | None,
     ) -> torch.Tensor:
         if woven.prefix and self.uses_cache_for_prefix:
@@ -376,18 +369,13 @@ class Backbone(nn.Module):
         if not with_lm_head:
             hidden: torch.Tensor = self.base(**inputs)[0]
             return hidden
-        if answer_positions is not None:
-            with self._only_at(answer_positions) as reached:
-                logits: torch.Tensor = self.model(**inputs).logits
-            if reached:
-                return logits
-            # A family (OPT) whose language model goes past the base's own forward has answered everywhere.
-            return logits[torch.arange(len(logits), device=logits.device), answer_positions][:, None]
-        if keep_positions is not None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            inputs["logits_to_keep"] = keep_positions
-            keep_positions = None
-        logits = self.model(**inputs).logits
-        return logits if keep_positions is None else logits[:, keep_positions]
+        if answer_positions is None:
+            everywhere: torch.Tensor = self.model(**inputs).logits
+            return everywhere
+        positions = answer_positions.view(len(answer_positions), -1)
+        with self._only_at(positions) as reached:
+            logits: torch.Tensor = self.model(**inputs).logits
+        return logits if reached else _at(logits, positions)
 
     @contextmanager
     def _keeping(self, hidden_states: list[torch.Tensor] | None) -> Iterator[None]:
@@ -412,22 +400,34 @@ class Backbone(nn.Module):
 
     @contextmanager
     def _only_at(self, positions: torch.Tensor) -> Iterator[list[bool]]:
-        """Inside, the language model's head is given one hidden state a row, [batch, 1, d].
+        """Inside, the language model's head is given the hidden states at positions [batch, k] alone.
 
         The head stays the model's own, whatever it consists of: transforms, biases, scaled or capped logits. The list
-        is empty where the base was not called.
+        is empty where it was given all of them.
         """
         reached: list[bool] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
-            hidden = output[0]
-            rows = torch.arange(len(hidden), device=hidden.device)
-            output.last_hidden_state = hidden[rows, positions][:, None]
+            output.last_hidden_state = _at(output[0], positions)
             reached.append(True)
             return output
 
-        hook = self.base.register_forward_hook(keep)
+        def keep_late(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            if reached or not inputs:
+                return None
+            reached.append(True)
+            return _at(inputs[0], positions), *inputs[1:]
+
+        hooks = [self.base.register_forward_hook(keep)]
+        # A family's language model (OPT) may go past the base's own forward.
+        hooks.append(self.model.get_output_embeddings().register_forward_pre_hook(keep_late))
         try:
             yield reached
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+
+def _at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[batch, length, n] at positions [batch, k] -> [batch, k, n]."""
+    return states[torch.arange(len(states), device=states.device)[:, None], positions]

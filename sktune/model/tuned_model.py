@@ -38,7 +38,7 @@ class TunedOutput(ModelOutput):
 
     loss: scalar, summed over the labels that count, over `num_items_in_batch` or their number; None without labels.
     logits: as the head makes them: [B, L, labels] of tokens, [B, labels] of rows, [B] numbers, and for the
-        language model [B, k, vocabulary] at the k positions before a target token.
+        language model [B, k, vocabulary] at each row's positions before its target tokens, k of the row with most.
     row_loss, row_count: language model only, [B]: negative log-likelihood of each row's target and its tokens.
     hidden_states: where they were asked for, the embeddings [B, L, d] of the input, then what it is after each block.
     frozen_states: only where they were asked for, [B, L, d]: after the blocks that nothing changes, right-padded.

@@ -52,19 +52,21 @@ class LanguageHead(Head):
     per_token = True
 
     def asks(self, labels: torch.Tensor | None, answer_positions: torch.Tensor | None) -> Ask:
-        """Logits everywhere, or (with labels [B, L]) at the positions before a target token alone."""
+        """Logits everywhere, or (with labels [B, L]) at each row's positions before its target tokens.
+
+        They are [B, k], k of the row that has most; the others' last ones are positions without a target.
+        """
         if labels is None:
             return {"with_lm_head": True}
-        kept = (_next(labels) != IGNORED).any(0).nonzero().flatten()
-        if len(kept) == 0:
-            kept = kept.new_zeros(1)
-        return {"with_lm_head": True, "keep_positions": kept}
+        first, order = (_next(labels) != IGNORED).int().sort(dim=1, descending=True, stable=True)
+        most = len(first.any(0).nonzero())  # a number that a plan, whose tensors have no contents, knows too
+        return {"with_lm_head": True, "answer_positions": order[:, : max(most, 1)]}
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, ask: Ask) -> Scored:
-        """Logits [B, k, vocabulary] at the k positions asked for, in the model's dtype."""
+        """Logits [B, k, vocabulary] at the positions asked for, in the model's dtype."""
         if labels is None:
             return Scored(states, states.new_zeros(()), mask.new_zeros(()))
-        targets = _next(labels)[:, ask["keep_positions"]]
+        targets = _next(labels).gather(1, ask["answer_positions"])
         token_loss = F.cross_entropy(
             states.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         ).view_as(targets)
