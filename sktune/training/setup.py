@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from sktune.backbone import load_backbone, load_tokenizer
+from sktune.backbone import Backbone, load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.backbone.vocabulary import check_tokens, padding_token
@@ -32,6 +32,13 @@ from sktune.tasks.task import Task, build_task
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
+
+
+class Frozen(NamedTuple):
+    """What the adapters of one model have in common."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ def prepare(
     labels: Sequence[str] | None = None,
     read_data: bool = True,
     scored: str | None = None,
+    frozen: Frozen | None = None,
 ) -> Setup:
     """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
 
@@ -102,6 +110,7 @@ def prepare(
         read_data: False for predicting on texts of the caller's own; training data is read all the same where the
             method shows some of it as demonstrations.
         scored: the one split that a trained adapter is to be scored on; what else the recipe names is not read then.
+        frozen: a frozen model that is there already, of which the recipe's adapter is another one.
 
     Raises:
         UserError: for whatever the user can correct.
@@ -123,19 +132,23 @@ def prepare(
     if labels is None and raw is not None:
         labels = raw.labels
         _check_metric(recipe, labels)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model) if frozen is None else frozen.tokenizer
     # Before the model: its mistakes are cheap to find.
     task = task_of_method(recipe, task, tokenizer, labels, shown)
     for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)
-    backbone = load_backbone(
-        recipe.model,
-        recipe.quantization,
-        language_model=recipe.needs_language_model,
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-        visible_prefix=recipe.method.visible_prefix,
-        placement=placement_for(ranks, sharding.config, sharding.sharded),
+    backbone = (
+        frozen.backbone
+        if frozen is not None
+        else load_backbone(
+            recipe.model,
+            recipe.quantization,
+            language_model=recipe.needs_language_model,
+            gradient_checkpointing=recipe.training.gradient_checkpointing,
+            visible_prefix=recipe.method.visible_prefix,
+            placement=placement_for(ranks, sharding.config, sharding.sharded),
+        )
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())
