@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from sktune.allocator import give_back_freed_memory
 from sktune.backbone import Backbone, Woven, load_backbone, load_tokenizer
 from sktune.backbone.attention import GatedPrompt, LayerKeyValues
 from sktune.backbone.placement import OneProcess
@@ -157,9 +158,9 @@ class Shelf(Mapping[str, Served]):
         """
         if name not in self._served:
             raise UserError(f"{name}: there is no adapter of this name; there are: {', '.join(self._served)}")
-        removed = self._served.pop(name)
-        if removed.setup.recipe.method.one_per_model:
+        if self._served.pop(name).setup.recipe.method.one_per_model:
             remove_peft_layers(self._frozen.backbone.model)
+        give_back_freed_memory()
 
     def _read(self, name: str, folder: Path) -> _Found:
         if not _NAME.fullmatch(name):
@@ -209,6 +210,8 @@ class Shelf(Mapping[str, Served]):
         setup.model.method = Constant(setup.model.method, woven)
         served = Served(found.name, found.folder, setup, woven, _size(setup, woven))
         self._served[found.name] = served
+        # What it was made of is gone, and lay between what stays.
+        give_back_freed_memory()
         return served
 
 
