@@ -87,3 +87,19 @@ def test_the_benchmark_of_starting_up_reaches_the_first_step_of_each(tmp_path: P
     found = json.loads(result.read_text(encoding="utf-8"))["seconds"]  # exit status 1 says that a bar does not hold
     assert set(found) == {"transformers' Trainer with peft", "sktune", "sktune, tracked"}, done.stderr[-3000:]
     assert all(len(numbers["rounds"]) == 1 for numbers in found.values())
+
+
+def test_the_load_test_of_serve_loses_and_mixes_up_nothing(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    sizes = ("--small", "--requests", "300", "--each", "32", "--rounds", "1")
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), *sizes, "--output", str(result)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    assert result.is_file(), (done.stdout + done.stderr)[-3000:]
+    found = json.loads(result.read_text(encoding="utf-8"))  # exit status 1 says that a bar does not hold
+    mixed = found["mixed_up"]
+    assert (mixed["answered"], mixed["of_another_adapter"]) == (300, 0)
+    assert mixed["largest_difference"] < 1e-4
+    assert mixed["shared_passes"] > 0
+    assert found["memory"]["ratio"] == pytest.approx(1, abs=0.1)
+    assert all(set(clients) == {"1", "8", "32"} for clients in found["speed"].values())
+    assert len(found["speed"]) == 3

@@ -37,10 +37,12 @@ NOT_RUN = {
     "python benchmarks/": "takes hours; tests/test_benchmarks.py runs short forms",
     "source ": "activates an environment",
     "docker": "needs Docker",
+    "curl ": "asks a server; tests/test_serve.py does",
     "python -m sktune.embedded.build": "rebuilds the miniature, which takes an hour",
 }
 """What is no command of sktune, by its beginning, and why it is not run here."""
 ONLY_UNDERSTOOD = {
+    "serve ": "runs until it is stopped; tests/test_serve.py asks it",
     "fetch minilm": "needs a package index; tests/test_fetch.py has one of its own",
     "compare recipes/compare/": "takes hours; tests/test_compare.py runs small ones",
     "compare recipes/quickstart.yaml --methods sk_prefix,lora,head_only --seeds 3": "27 cells; a smaller one runs",

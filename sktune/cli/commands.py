@@ -19,7 +19,7 @@ from sktune import __version__
 from sktune.terminal import complain
 
 COMMANDS = (
-    "init", "list", "validate", "plan", "train", "evaluate", "predict", "export", "compare", "report", "fetch",
+    "init", "list", "validate", "plan", "train", "evaluate", "predict", "serve", "export", "compare", "report", "fetch",
 )  # fmt: skip
 """Each is the click command `command` of the module `sktune.cli.<name>`; the order is that of the help."""
 
@@ -27,6 +27,7 @@ KNOWN_ELSEWHERE = {
     "fit": "train", "finetune": "train", "run": "train", "eval": "evaluate", "test": "evaluate", "score": "evaluate",
     "infer": "predict", "inference": "predict", "generate": "predict", "check": "validate", "lint": "validate",
     "download": "fetch", "pull": "fetch", "ls": "list", "memory": "plan",
+    "deploy": "serve", "server": "serve",
     "convert": "export", "save": "export", "sweep": "compare", "benchmark": "compare",
 }  # fmt: skip
 """What other tools call the same command."""

@@ -21,6 +21,8 @@ IDENTITY = "belongs_to"
 
 TOKENS = "text's token ids"
 """Field of the texts that the method reads or starts from."""
+MODEL, VOCABULARY = "model's configuration", "tokenizer's vocabulary"
+"""Fields of digests: what is left of a frozen model's name where folders are moved and renamed."""
 _OF_TRAINING = (
     "method.dropout",
     "method.semantics",
@@ -64,8 +66,8 @@ def identity(
         **({} if labels is None else {"labels": list(labels)}),
         "language model": backbone.is_language_model,
         TOKENS: [text.input_ids.flatten().tolist() for text in texts if not text.input_ids.is_meta],
-        "model's configuration": digest(config),
-        "tokenizer's vocabulary": digest(tokenizer.get_vocab()),
+        MODEL: digest(config),
+        VOCABULARY: digest(tokenizer.get_vocab()),
     }
     left_out = {*_OF_TRAINING, *_SAID_OTHERWISE}
     return {field: value for field, value in fields.items() if field not in left_out}

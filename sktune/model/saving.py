@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS, RECIPE_FILE, write_whole
 from sktune.model.adapter import adapter_card, read_card, read_weights, write_weights
 from sktune.model.identity import IDENTITY, TOKENS, compare, drawn_tokens
-from sktune.model.tuned_model import fold_centre, put_weights
+from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
 from sktune.recipe.document import to_yaml
 from sktune.recipe.environment import escape
 
@@ -75,16 +75,30 @@ def load_adapter(model: AttachedModel, folder: str | Path) -> AttachedModel:
         UserError: where there are none, they do not fit, or method, text, task, labels, model or tokenizer differ
             from those they were saved with, each by name.
     """
-    file = Path(folder) / ADAPTER_WEIGHTS
+    model.belongs_to = put_adapter(model, model.belongs_to, Path(folder))
+    return model
+
+
+def put_adapter(model: TunedModel, here: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Puts saved parameters into a model, and the tokens that were drawn for them; returns what they belong to.
+
+    Args:
+        model: of the same method and task.
+        here: what its weights belong to, before.
+        folder: of the adapter.
+
+    Raises:
+        UserError: as `load_adapter`.
+    """
+    file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} here")
-    saved = read_card(file.parent).get(IDENTITY) or {}
+    saved = read_card(folder).get(IDENTITY) or {}
     drawn = drawn_tokens(model.method, saved)
-    here = {**model.belongs_to, **({TOKENS: saved[TOKENS]} if drawn else {})}
-    compare(saved, here, str(file))
+    belongs_to = {**here, **({TOKENS: saved[TOKENS]} if drawn else {})}
+    compare(saved, belongs_to, str(file))
     put_weights(model, read_weights(file), str(file))
     for text, ids in drawn.items():
         text.input_ids.copy_(ids)
-    model.belongs_to = here
     model.method.forget()
-    return model
+    return belongs_to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,9 @@ class TaskConfig(Section):
     """What transformers calls it in a model's configuration, where it has a name for it."""
     assumed_labels: ClassVar[int] = 1
     """How many labels `sktune plan` counts where the recipe does not list them."""
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = ()
+    """Examples in the description of a server (`sktune serve`): what is asked (`text`, of a pair `text_pair` too), and
+    what `Task.shown` says of it; one for each form that answers have."""
 
     @property
     def reads_entities(self) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from sktune.backbone import load_backbone, load_tokenizer
+from sktune.backbone import Backbone, load_backbone, load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.backbone.vocabulary import check_tokens, padding_token
@@ -32,6 +32,13 @@ from sktune.tasks.task import Task, build_task
 from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
+
+
+class Frozen(NamedTuple):
+    """What the adapters of one model have in common."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ def prepare(
     read_data: bool = True,
     scored: str | None = None,
     for_training: bool = False,
+    frozen: Frozen | None = None,
 ) -> Setup:
     """Builds a run's parts; the data is read first, since its mistakes are the cheapest to find.
 
@@ -104,6 +112,7 @@ def prepare(
             method shows some of it as demonstrations.
         scored: the one split that a trained adapter is to be scored on; what else the recipe names is not read then.
         for_training: leaves the frozen blocks out where `training.stream_frozen_blocks` says so.
+        frozen: a frozen model that is there already, of which the recipe's adapter is another one.
 
     Raises:
         UserError: for whatever the user can correct.
@@ -125,20 +134,24 @@ def prepare(
     if labels is None and raw is not None:
         labels = raw.labels
         _check_metric(recipe, labels)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model) if frozen is None else frozen.tokenizer
     # Before the model: its mistakes are cheap to find.
     task = task_of_method(recipe, task, tokenizer, labels, shown)
     for line in task.report:
         logger.info(line)
     sharding = decide_sharding(recipe, ranks)
-    backbone = load_backbone(
-        recipe.model,
-        recipe.quantization,
-        language_model=recipe.needs_language_model,
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-        visible_prefix=recipe.method.visible_prefix,
-        placement=placement_for(ranks, sharding.config, sharding.sharded),
-        left_out=_blocks_to_stream(recipe) if for_training else 0,
+    backbone = (
+        frozen.backbone
+        if frozen is not None
+        else load_backbone(
+            recipe.model,
+            recipe.quantization,
+            language_model=recipe.needs_language_model,
+            gradient_checkpointing=recipe.training.gradient_checkpointing,
+            visible_prefix=recipe.method.visible_prefix,
+            placement=placement_for(ranks, sharding.config, sharding.sharded),
+            left_out=_blocks_to_stream(recipe) if for_training else 0,
+        )
     )
     set_seed(recipe.training.seed)  # the same adapter and head on every rank
     method = build_method(recipe.method, backbone, tokenizer, labels or ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class IA3Config(UpperLayersConfig):
     """Learned scales of keys, values and inner activations (Liu et al., arXiv 2205.05638)."""
 
     name: Literal["ia3"] = "ia3"
+
+    one_per_model: ClassVar[bool] = True
     target_modules: tuple[str, ...] | None = Field(
         None,
         description="Ends of layers' names, or [all-linear]; null: keys, values and feed-forward of the family.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,13 @@ class CausalLMConfig(LabelledConfig):
     has_head: ClassVar[bool] = False
     needs_language_model: ClassVar[bool] = True
     assumed_labels: ClassVar[int] = 1
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        ({"text": "What is the capital of France?"}, {"generated": "Paris"}),
+        (
+            {"text": "One of the best films I have seen in years."},
+            {"label": "positive", "probabilities": {"negative": 0.04, "positive": 0.96}},
+        ),
+    )
 
     @property
     def has_label_set(self) -> bool:

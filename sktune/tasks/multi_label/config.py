@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +22,12 @@ class MultiLabelConfig(LabelledConfig, PooledConfig):
 
     problem_type: ClassVar[str | None] = "multi_label_classification"
     assumed_labels: ClassVar[int] = 8
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        (
+            {"text": "I never thought that we would win this!"},
+            {"labels": ["joy", "surprise"], "probabilities": {"anger": 0.01, "joy": 0.93, "surprise": 0.88}},
+        ),
+    )
 
     def metrics(self) -> tuple[str, ...]:
         return ("micro_f1", "macro_f1", "exact_match", "loss")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from sktune.errors import Problem
 from sktune.sections import DataSection
@@ -20,6 +20,12 @@ class PairClassificationConfig(WeighedConfig, PooledConfig):
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
     assumed_labels: ClassVar[int] = 3  # NLI's
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        (
+            {"text": "A man is playing the guitar.", "text_pair": "Somebody makes music."},
+            {"label": "entailment", "probabilities": {"contradiction": 0.02, "entailment": 0.91, "neutral": 0.07}},
+        ),
+    )
 
     @property
     def columns_to_name(self) -> dict[str, str]:

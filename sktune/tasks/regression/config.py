@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from sktune.tasks.config import PooledConfig
 
@@ -17,6 +17,9 @@ class RegressionConfig(PooledConfig):
 
     reads_numbers: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "regression"
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        ({"text": "The soup was cold and the waiter gone."}, {"value": 1.7}),
+    )
 
     def metrics(self) -> tuple[str, ...]:
         return ("spearman", "pearson", "mse", "loss")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from sktune.tasks.config import PooledConfig, WeighedConfig, class_metric_names
 
@@ -22,6 +22,12 @@ class SequenceClassificationConfig(WeighedConfig, PooledConfig):
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        (
+            {"text": "One of the best films I have seen in years."},
+            {"label": "positive", "probabilities": {"negative": 0.04, "positive": 0.96}},
+        ),
+    )
 
     def metrics(self) -> tuple[str, ...]:
         return class_metric_names(self.labels)

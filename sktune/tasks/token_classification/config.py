@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,16 @@ class TokenClassificationConfig(WeighedConfig, HeadConfig):
     columns: ClassVar[frozenset[str]] = frozenset({"words_column", "tags_column"})
     reads_words: ClassVar[bool] = True
     assumed_labels: ClassVar[int] = 9  # CoNLL-2003's
+    shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
+        (
+            {"text": "Peter lives in New York"},
+            {
+                "words": ["Peter", "lives", "in", "New", "York"],
+                "tags": ["B-PER", "O", "O", "B-LOC", "I-LOC"],
+                "entities": [{"text": "Peter", "type": "PER"}, {"text": "New York", "type": "LOC"}],
+            },
+        ),
+    )
 
     @property
     def reads_entities(self) -> bool:
