@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
-from sktune.backbone.vocabulary import padding_token
 from sktune.data import Example, Row
 from sktune.data.questions import Question
 from sktune.data.tags import OUTSIDE
@@ -29,6 +27,7 @@ from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
 from sktune.training.setup import Setup, build_engine, prepare
+from sktune.writing import GREEDILY, Writing, prompt_of, write
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,12 @@ class Answer(dict[str, Any]):
 
 
 def predict(
-    output: Path, texts: Sequence[str], pairs: Sequence[str] | None, ranks: Ranks, overrides: Sequence[str] = ()
+    output: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    ranks: Ranks,
+    overrides: Sequence[str] = (),
+    writing: Writing = GREEDILY,
 ) -> Iterator[Answer]:
     """Answers to texts; see `answer`.
 
@@ -104,6 +108,7 @@ def predict(
         pairs: second texts, for tasks on pairs.
         ranks: this process, alone.
         overrides: changes of the recipe.
+        writing: how a language model answers.
     """
     if pairs is not None and len(pairs) != len(texts):
         raise UserError("--text-pair: give one --text-pair for each --text")
@@ -112,11 +117,15 @@ def predict(
         Question(f"text {number}", None, text, pair)
         for number, (text, pair) in enumerate(zip(texts, second, strict=True), start=1)
     ]
-    return answer(output, questions, ranks, overrides)
+    return answer(output, questions, ranks, overrides, writing)
 
 
 def answer(
-    output: Path, questions: Sequence[Question], ranks: Ranks, overrides: Sequence[str] = ()
+    output: Path,
+    questions: Sequence[Question],
+    ranks: Ranks,
+    overrides: Sequence[str] = (),
+    writing: Writing = GREEDILY,
 ) -> Iterator[Answer]:
     """Answers to questions, in order, in the words of the training data.
 
@@ -127,6 +136,7 @@ def answer(
         questions: of the command line, or of a file; see `sktune.data.questions`.
         ranks: this process, alone.
         overrides: changes of the recipe.
+        writing: how a language model answers.
 
     Yields:
         `text`, of a file's its `line`, of a pair `text_pair`, and what the task shows: `words`, `tags` and `entities`;
@@ -141,6 +151,9 @@ def answer(
     if any(paired != (question.text_pair is not None) for question in questions):
         kind, need = ("pairs", "one --text-pair for each --text") if paired else ("single texts", "no --text-pair")
         raise UserError(f"--text-pair: this adapter was trained on {kind}; give {need}")
+    if writing != GREEDILY and not setup.task.config.new_tokens:
+        raise UserError("--temperature, --max-new-tokens and the like: this adapter answers without writing a text")
+    torch.manual_seed(writing.seed)
     setup.model.to(ranks.device).eval()
     size = loaded.recipe.training.per_device_eval_batch_size
     notes = Notes()
@@ -148,7 +161,9 @@ def answer(
     shown = not sys.stdout.isatty()
     with torch.no_grad(), progress("predicting", len(questions), "texts", shown=shown) as advance:
         for start in range(0, len(questions), size * BATCHES_SORTED):
-            for question, found in _answered(setup, questions[start : start + size * BATCHES_SORTED], size, notes):
+            for question, found in _answered(
+                setup, questions[start : start + size * BATCHES_SORTED], size, notes, writing
+            ):
                 entries = {"line": question.line, "text": question.text, "text_pair": question.text_pair}
                 entries = {key: value for key, value in entries.items() if value is not None}
                 yield Answer(f"{question.text}\n  -> {setup.task.line(found)}", {**entries, **found})
@@ -181,7 +196,7 @@ class Notes:
 
 
 def _answered(
-    setup: Setup, questions: Sequence[Question], size: int, notes: Notes
+    setup: Setup, questions: Sequence[Question], size: int, notes: Notes, writing: Writing
 ) -> Iterator[tuple[Question, dict[str, Any]]]:
     """Questions with what their task shows, in order."""
     task, groups = setup.task, list[tuple[Example, list[Row]]]()
@@ -198,16 +213,18 @@ def _answered(
         count += len(rows)
         groups.append((example, rows))
     answers: Answers = {}
-    if not task.config.new_tokens:
-        rows = sorted((row for _, rows in groups for row in rows), key=lambda row: -row.length)
-        for first in range(0, len(rows), size):
-            answers |= _answers(setup, rows[first : first + size])
-    for question, (example, rows) in zip(questions, groups, strict=True):
-        if length := task.config.new_tokens:
-            prompt = [t for t, label in zip(rows[0].input_ids, rows[0].labels, strict=True) if label < 0]  # type: ignore[arg-type]
-            yield question, {"generated": generate(setup, prompt, length)}
+    writes = task.config.new_tokens > 0
+    rows = sorted((row for _, rows in groups for row in rows), key=lambda row: -row.length)
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        if writes:
+            texts = write(setup, [prompt_of(row) for row in batch], writing)
+            answers |= {row.index: text for row, text in zip(batch, texts, strict=True)}
         else:
-            yield question, task.shown(example, rows, answers, setup.labels)
+            answers |= _answers(setup, batch)
+    for question, (example, rows) in zip(questions, groups, strict=True):
+        shown = {"generated": answers[rows[0].index]} if writes else task.shown(example, rows, answers, setup.labels)
+        yield question, shown
 
 
 def _answers(setup: Setup, rows: list[Row]) -> Answers:
@@ -215,15 +232,3 @@ def _answers(setup: Setup, rows: list[Row]) -> Answers:
     device = next(setup.model.parameters()).device
     output = setup.model(**model_inputs(batch, device))
     return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
-
-
-def generate(setup: Setup, prompt: Sequence[int], max_new_tokens: int) -> str:
-    """Greedy continuation of a prompt by the tuned language model, up to its end token or `max_new_tokens`."""
-    model, tokenizer = setup.model, setup.tokenizer
-    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-    pad = padding_token(tokenizer, model.backbone.vocabulary_size)
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
-    )
-    written = model.generate(ids, generation_config=config)[0, len(prompt) :]
-    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sktune.errors import UserError
 from sktune.files import whole
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".conll")
 
@@ -57,6 +60,50 @@ def write_answers(answers: Iterable[Mapping[str, Any]], path: Path) -> int:
                     writer.writeheader()
                 writer.writerow(row)
     return count
+
+
+def kept_until_whole(
+    path: Path, key: str, answers_from: Callable[[int], Iterable[Mapping[str, Any]]]
+) -> Iterator[Mapping[str, Any]]:
+    """All answers, of which those of a command that was stopped are not made again; each is kept as it comes.
+
+    They are in `partial_file(path)`, for the caller to remove once the answers are written.
+
+    Args:
+        path: where the answers are to go.
+        key: of all that they depend on.
+        answers_from: the answers from a question on, counted from 0.
+
+    Raises:
+        UserError: where what was kept belongs to something else.
+    """
+    partial = partial_file(path)
+    kept: list[Mapping[str, Any]] = []
+    if partial.is_file():
+        # A line that was cut off in the middle has no end.
+        lines = [line for line in partial.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        if lines and json.loads(lines[0]) != {"answers_to": key}:
+            raise UserError(
+                f"--resume: {partial} was begun with other texts, options or another adapter; remove it, or give "
+                "another --output"
+            )
+        kept = [json.loads(line) for line in lines[1:]]
+        logger.info("%d answers are there from before: %s", len(kept), partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", encoding="utf-8") as file:
+        for entry in ({"answers_to": key}, *kept):
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        file.flush()
+        yield from kept
+        for answer in answers_from(len(kept)):
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.flush()
+            yield answer
+
+
+def partial_file(path: Path) -> Path:
+    """Where answers are kept until all of them are there."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def _flat(answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sktune.cli.arguments import OverridingCommand, is_override, with_logging, with_output
 from sktune.errors import UserError
+from sktune.files import ADAPTER_WEIGHTS
 from sktune.process import guarded, join_ranks
 from sktune.terminal import complain, say, say_json
 
@@ -25,6 +28,8 @@ _EXAMPLES = """examples:
   sktune predict runs/smollm2_film_reviews --text "One of the best films I have seen in years."
   sktune predict runs/sentiment sentences.txt
   sktune predict runs/sentiment reviews.csv data.text_column=review --output answers.jsonl
+  sktune predict runs/sentiment reviews.csv --output answers.jsonl --resume --batch-size 64 --top-k 3
+  sktune predict runs/instruct --text "Write a haiku." --temperature 0.8 --top-p 0.9 --max-new-tokens 60
   sktune predict runs/ner news.conll --output tagged.conll --on-error skip
 """
 
@@ -59,6 +64,14 @@ _EXAMPLES = """examples:
     type=click.Path(path_type=Path),
     help="Write the answers there instead: .jsonl, .csv, .tsv, or .conll for tagged words.",
 )
+@click.option("--resume", is_flag=True, help="Go on with an --output that a stopped command has begun.")
+@click.option("--batch-size", type=int, help="Texts that are read at once (default: of the recipe's evaluation).")
+@click.option("--top-k", type=int, help="Show only so many of a text's probabilities, the highest first.")
+@click.option("--max-new-tokens", type=int, help="The most tokens of a text that is written (default: the recipe's).")
+@click.option("--temperature", type=float, default=0.0, help="Draw tokens; 0, the default, writes the likeliest.")
+@click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens of this probability together.")
+@click.option("--stop", "stops", multiple=True, help="End a written text before this; may be given several times.")
+@click.option("--seed", type=int, default=0, help="Of what is drawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every detail.")
 @with_logging
 def command(
@@ -70,6 +83,14 @@ def command(
     format: str,
     on_error: str,
     answers_file: Path | None,
+    resume: bool,
+    batch_size: int | None,
+    top_k: int | None,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    stops: tuple[str, ...],
+    seed: int,
     as_json: bool,
 ) -> int:
     """Answer new texts with a trained adapter.
@@ -81,9 +102,18 @@ def command(
         raise click.UsageError(f"one file at a time, not {', '.join(map(str, files))}", click.get_current_context())
     if files and texts:
         raise click.UsageError("give --text or a file, not both", click.get_current_context())
+    if resume and (answers_file is None or not files):
+        raise click.UsageError("--resume goes with a file and --output", click.get_current_context())
+    for option, value in (("--batch-size", batch_size), ("--top-k", top_k)):
+        if value is not None and value < 1:
+            raise click.UsageError(f"{option}: {value}; allowed: 1 or more", click.get_current_context())
     changes = [item for item in overrides if is_override(item)]
+    if batch_size is not None:
+        changes.append(f"training.per_device_eval_batch_size={batch_size}")
     source = files[0] if files else None
-    return guarded(_run, output, changes, texts, pairs, source, format, on_error == "skip", answers_file, as_json)
+    how = (max_new_tokens, temperature, top_p, stops, seed)
+    skip = on_error == "skip"
+    return guarded(_run, output, changes, texts, pairs, source, format, skip, answers_file, resume, top_k, how, as_json)
 
 
 def _run(
@@ -95,14 +125,21 @@ def _run(
     format: str,
     skip: bool,
     answers_file: Path | None,
+    resume: bool,
+    top_k: int | None,
+    how: tuple[Any, ...],
     as_json: bool,
 ) -> None:
     if file is None and not texts:
         raise UserError("--text: nothing to predict; give --text, or a file")
     ranks = join_ranks(1800)
-    from sktune.cli.answers import check_output, write_answers
-    from sktune.inference import answer, predict
+    from sktune.cli.answers import check_output, kept_until_whole, partial_file, write_answers
+    from sktune.inference import Answer, answer, predict
     from sktune.model.adapter import adapter_folder, read_recipe
+    from sktune.writing import Writing
+
+    writing = Writing(*how)
+    writing.check()
 
     recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
     if answers_file is not None:
@@ -113,17 +150,51 @@ def _run(
             [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in given]
             for given in (texts, pairs)
         )
-        answers = predict(output, first, second or None, ranks, overrides)
+        answers: Iterator[Mapping[str, Any]] = predict(output, first, second or None, ranks, overrides, writing)
     else:
-        answers = answer(output, _of_file(file, format, recipe, overrides, skip), ranks, overrides)
+        questions = _of_file(file, format, recipe, overrides, skip)
+
+        def answers_from(number: int) -> Iterator[Mapping[str, Any]]:
+            return (
+                answer(output, questions[number:], ranks, overrides, writing) if number < len(questions) else iter(())
+            )
+
+        answers = answers_from(0)
+        if resume and answers_file is not None:
+            key = _key(adapter_folder(output), overrides, questions, how)
+            answers = kept_until_whole(answers_file, key, answers_from)
+    if top_k is not None:
+        answers = (_likeliest(found, top_k) for found in answers)
     if answers_file is not None:
         complain(f"{write_answers(answers, answers_file)} answers: {answers_file}")
+        if resume:
+            partial_file(answers_file).unlink(missing_ok=True)
         return
     for found in answers:
         if as_json:
             say_json(found)
         else:
+            assert isinstance(found, Answer)
             say(found.line)
+
+
+def _key(adapter: Path, overrides: Sequence[str], questions: Sequence[Question], how: tuple[Any, ...]) -> str:
+    from sktune.model.identity import digest_of_each
+
+    weights = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+    asked = ((one.line, one.text, one.text_pair) for one in questions)
+    return digest_of_each([[weights, list(overrides), list(how)], *asked])
+
+
+def _likeliest(answer: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+    """An answer with the highest of its probabilities alone."""
+    probabilities = answer.get("probabilities")
+    if not isinstance(probabilities, dict):
+        return answer
+    order = sorted(probabilities, key=lambda label: -probabilities[label])[:count]
+    shown = copy.copy(answer)
+    shown["probabilities"] = {label: probabilities[label] for label in order}  # type: ignore[index]
+    return shown
 
 
 def _of_file(file: Path, format: str, recipe: Recipe, overrides: Sequence[str], skip: bool) -> list[Question]:

@@ -1,0 +1,100 @@
+"""Texts that a tuned language model writes: several prompts at once, greedily or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from sktune.data import Row
+from sktune.data.collate import padded
+from sktune.errors import UserError
+from sktune.training.setup import Setup
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written.
+
+    max_new_tokens: the most tokens of each; None: what the task says.
+    temperature: 0 writes the likeliest token; above, one is drawn, from flatter probabilities the higher it is.
+    top_p: only tokens that together have this probability are drawn from.
+    stop: a text ends before the first of these.
+    seed: of what is drawn.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuses what means nothing.
+
+        Raises:
+            UserError: naming the option.
+        """
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens: {self.max_new_tokens}; allowed: 1 or more")
+        if not 0 <= self.temperature <= 100:
+            raise UserError(f"--temperature: {self.temperature}; allowed: 0 (the likeliest token) to 100")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p: {self.top_p}; allowed: above 0, up to 1")
+        if self.top_p < 1 and self.temperature == 0:
+            raise UserError("--top-p: nothing is drawn at temperature 0; give --temperature, 1 for example")
+        if "" in self.stop:
+            raise UserError("--stop: an empty text would end every answer; give some characters")
+
+
+GREEDILY = Writing()
+
+
+def prompt_of(row: Row) -> list[int]:
+    """The tokens of a row that are no target."""
+    assert isinstance(row.labels, list)
+    return [token for token, label in zip(row.input_ids, row.labels, strict=True) if label < 0]
+
+
+def write(setup: Setup, prompts: Sequence[Sequence[int]], writing: Writing = GREEDILY) -> list[str]:
+    """What the tuned language model writes after each of several prompts, up to its end token.
+
+    Args:
+        setup: of a trained adapter.
+        prompts: token ids, at least one each; read in one batch.
+        writing: how.
+    """
+    model, tokenizer = setup.model, setup.tokenizer
+    pad, width, device = setup.collator.pad_token_id, max(map(len, prompts)), model.backbone.base.device
+    ids = padded(prompts, pad, width, "left").to(device)
+    mask = padded([[1] * len(prompt) for prompt in prompts], 0, width, "left").to(device)
+    drawn: dict[str, Any] = {"temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
+    config = GenerationConfig(
+        do_sample=writing.temperature > 0,
+        max_new_tokens=writing.max_new_tokens or setup.task.config.new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        **(drawn if writing.temperature > 0 else {}),
+    )
+
+    def text_of(tokens: torch.Tensor) -> str:
+        return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+    def ended(sequences: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        texts = [text_of(row[width:]) for row in sequences]
+        found = [any(stop in text for stop in writing.stop) for text in texts]
+        return torch.tensor(found, device=sequences.device)
+
+    # Not transformers' `stop_strings`, which wants to know every token's place in a text and fails for some tokenizers.
+    criteria = StoppingCriteriaList([ended] if writing.stop else [])
+    written = model.generate(ids, mask, generation_config=config, stopping_criteria=criteria)
+    return [_ended(text_of(row[width:]), writing.stop).strip() for row in written]
+
+
+def _ended(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the texts that end it."""
+    places = [place for one in stop if (place := text.find(one)) >= 0]
+    return text[: min(places)] if places else text
