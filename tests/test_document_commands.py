@@ -37,6 +37,7 @@ NOT_RUN = {
     "python benchmarks/": "takes hours; tests/test_benchmarks.py runs short forms",
     "source ": "activates an environment",
     "docker": "needs Docker",
+    "mlflow models serve": "a server of MLflow; tests/test_mlflow_model.py asks it",
     "curl ": "asks a server; tests/test_serve.py does",
     "python -m sktune.embedded.build": "rebuilds the miniature, which takes an hour",
 }

@@ -12,20 +12,22 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from sktune.errors import UserError
-from sktune.export.trained import Trained, loading, plain_model
+from sktune.export.replaying import replay_logits
+from sktune.export.trained import Trained, Usage, loading, plain_model
 from sktune.tasks.heads import TokenClassificationHead
 
 WEIGHTS = "adapter_model.safetensors"
 _ADAPTER = "default"
 
 
-def write(trained: Trained, folder: Path) -> str:
-    """Writes the folder; returns the lines that read it.
+def write(trained: Trained, folder: Path) -> Usage:
+    """Writes the folder; returns how it is read.
 
     Raises:
         UserError: for what peft has no place for.
     """
     model, woven = trained.setup.model, trained.woven
+    trained.refuse_own_weights()
     trained.refuse_hidden_prefix()
     head, task_type = _head(trained)
     common: dict[str, Any] = {
@@ -68,11 +70,16 @@ def write(trained: Trained, folder: Path) -> str:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     kind = "AutoModelForCausalLM" if task_type == "CAUSAL_LM" else "AutoModelForTokenClassification"
     labels = "" if not head else f", num_labels={len(trained.setup.labels or ())}"
-    return (
+    return trained.usage(
         f"import torch\nfrom peft import PeftModel\nfrom transformers import {kind}\n\n"
         f"{loading(trained.recipe, kind, labels)}\n"
         f'model = PeftModel.from_pretrained(base, "{folder.name}").eval()'
     )
+
+
+def replay(trained: Trained, folder: Path, count: int) -> dict[str, Any]:
+    """Logits of test examples here and there."""
+    return replay_logits(trained, Plain(trained, folder), count)
 
 
 class Plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,15 +23,24 @@ from sktune.tasks.heads import TrainedHead
 from sktune.training.setup import Setup
 
 
+class Usage(NamedTuple):
+    """How what was written is used: lines of Python, and what has to be known besides."""
+
+    code: str
+    note: str
+
+
 class Trained(NamedTuple):
     """What there is to export.
 
     folder: the run's.
+    overrides: with which its recipe was read.
     setup: the model as it was trained, on the CPU, in evaluation mode.
     woven: what its method adds to every row.
     """
 
     folder: Path
+    overrides: Sequence[str]
     setup: Setup
     woven: Woven
 
@@ -49,6 +59,33 @@ class Trained(NamedTuple):
             return {}
         assert not head.centre.any(), "a saved adapter has its centre in the bias"
         return {"weight": head.classifier.weight.detach().clone(), "bias": head.classifier.bias.detach().clone()}
+
+    def refuse_own_weights(self) -> None:
+        """Refuses what is no addition to a model.
+
+        Raises:
+            UserError: for a template, and for trained weights of the model itself.
+        """
+        method = self.recipe.method
+        if method.answers_in_words or method.trains_backbone:
+            what = "is a template on the data" if method.answers_in_words else "trains the model's own weights"
+            raise UserError(
+                f"{self.folder}: {method.name} {what} and has nothing that could be put on another model; `--to "
+                "mlflow` takes every method"
+            )
+
+    def usage(self, code: str) -> Usage:
+        """Of what reads rows of token ids."""
+        opening = (
+            "Rows have no special tokens (`add_special_tokens=False`): the text in front has brought the BOS."
+            if self.recipe.method.opens_sequence
+            else "Rows are tokenized as the tokenizer does by itself."
+        )
+        return Usage(
+            code,
+            f"{opening} Pad on the right: on the left, tools other than sktune put padding between the text and the "
+            "input.",
+        )
 
     def refuse_hidden_prefix(self) -> None:
         """Refuses a prefix that attention elsewhere would slide its window past.
@@ -75,17 +112,13 @@ def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trai
         scored: a split to read the data of, or None.
 
     Raises:
-        UserError: where there is no adapter, and for a method whose template belongs to the data.
+        UserError: where there is no adapter.
     """
     alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
-    loaded, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
-    method = loaded.recipe.method
-    if method.answers_in_words or method.trains_backbone:
-        what = "is a template on the data" if method.answers_in_words else "trains the model's own weights"
-        raise UserError(f"{folder}: {method.name} {what} and has nothing that could be put on another model")
+    _, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
     setup.model.eval()
     with torch.no_grad():
-        return Trained(folder, setup, setup.model.woven())
+        return Trained(folder, tuple(overrides), setup, setup.model.woven())
 
 
 def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
