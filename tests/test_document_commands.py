@@ -69,6 +69,10 @@ TRAINED = {
     "smollm2_film_reviews": (),
     "sentiment": (),
     "smollm2_film_reviews_words": ("task={name: causal_lm, label_words: {negative: negative, positive: positive}}",),
+    "smollm2_film_reviews_prompt": (
+        "method={name: sk_prompt, text: 'Is it good or bad?', rank: 4}",
+        "task={name: causal_lm, label_words: {negative: negative, positive: positive}}",
+    ),
     "ner": ("task={name: token_classification}", "data={path: embedded:newswire, max_train_samples: 32}"),
 }
 """Runs that commands name -> what their recipe has besides."""

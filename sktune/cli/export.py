@@ -48,8 +48,9 @@ def command(
     """Write a trained adapter in the form of another tool.
 
     OUTPUT is the output.dir of a finished run. peft: a folder that PeftModel.from_pretrained reads. transformers: the
-    prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them. mlflow: a
-    model for mlflow.pyfunc.load_model and `mlflow models serve`, which sktune answers for.
+    prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them. vocabulary:
+    the prompt as added tokens of a whole model, for engines that know no adapters. mlflow: a model for
+    mlflow.pyfunc.load_model and `mlflow models serve`, which sktune answers for.
     """
     if register_as is not None and target != "mlflow":
         raise click.UsageError("--register goes with --to mlflow", click.get_current_context())

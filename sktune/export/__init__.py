@@ -8,5 +8,6 @@ target is added by a line here.
 TARGETS = {
     "peft": "sktune.export.peft_folder",
     "transformers": "sktune.export.key_values",
+    "vocabulary": "sktune.export.vocabulary",
     "mlflow": "sktune.export.mlflow_folder",
 }

@@ -15,10 +15,14 @@ from sktune.export import TARGETS
 from sktune.export.registering import register
 from sktune.export.trained import Trained, Usage, read_trained
 from sktune.files import write_whole
+from sktune.model.adapter import adapter_folder, read_recipe
+from sktune.recipe import Recipe
 
 CARD, README = "export.json", "README.md"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 """By `model.dtype`; 4-bit SmolLM2 in bfloat16 differed by 0.055 from transformers' own reading of 16 sentences."""
+
+_PRECISION = ("quantization", "model.dtype")
 
 
 def export(
@@ -85,6 +89,9 @@ def _refuse_difference(replayed: dict[str, Any], trained: Trained, tolerance: fl
 
 def _card(trained: Trained, target: str) -> dict[str, Any]:
     recipe = trained.recipe
+    # Overrides say at which precision it is replayed.
+    others = [given for given in trained.overrides if not given.startswith(_PRECISION)]
+    own = read_recipe(adapter_folder(trained.folder), others, reads_data=False).recipe
     return {
         "sktune_version": __version__,
         "target": target,
@@ -93,17 +100,22 @@ def _card(trained: Trained, target: str) -> dict[str, Any]:
         "labels": None if trained.setup.labels is None else list(trained.setup.labels),
         "model": recipe.model.name_or_path,
         "revision": recipe.model.revision,
-        "trained_in": f"{recipe.quantization.bits} bits" if recipe.quantization.bits else recipe.model.dtype,
+        "trained_in": _precision(own),
+        "read_in": _precision(recipe),
         "positions_in_front": trained.setup.model.method.positions,
         "input_opens_with_special_tokens": not recipe.method.opens_sequence,
         "padding_side": "right",
     }
 
 
+def _precision(recipe: Recipe) -> str:
+    return f"{recipe.quantization.bits} bits" if recipe.quantization.bits else recipe.model.dtype
+
+
 def _readme(trained: Trained, card: dict[str, Any], usage: Usage) -> str:
     replayed = card.get("replayed")
     checked = (
-        f"Replayed on {replayed['examples']} test examples: {replayed['what']} within "
+        f"Replayed in {card['read_in']} on {replayed['examples']} test examples: {replayed['what']} within "
         f"{replayed['largest_difference']:.1e} of the largest{_same(replayed)}."
         if replayed
         else "Not replayed (`sktune export --check`)."

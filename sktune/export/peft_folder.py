@@ -29,7 +29,7 @@ def write(trained: Trained, folder: Path) -> Usage:
     model, woven = trained.setup.model, trained.woven
     trained.refuse_own_weights()
     trained.refuse_hidden_prefix()
-    head, task_type = _head(trained)
+    head, task_type = head_of(trained)
     common: dict[str, Any] = {
         "task_type": task_type,
         "base_model_name_or_path": trained.recipe.model.name_or_path,
@@ -100,16 +100,20 @@ class Plain:
         return found[:, -input_ids.shape[1] :].float()
 
 
-def _head(trained: Trained) -> tuple[dict[str, torch.Tensor], str]:
-    """The head by its name in transformers' model, and peft's name of the task."""
+def head_of(trained: Trained) -> tuple[dict[str, torch.Tensor], str]:
+    """The head by its name in transformers' model, and peft's name of the task.
+
+    Raises:
+        UserError: for a head that transformers has no like of.
+    """
     weights, backbone = trained.head(), trained.setup.model.backbone
     if not weights:
         return {}, "CAUSAL_LM"
     if not isinstance(trained.setup.model.head, TokenClassificationHead):
         raise UserError(
             f"{trained.folder}: transformers' heads for {trained.recipe.task.name} differ from this one (no bias, "
-            "another pooling), so peft cannot hold it; use `--to transformers`, or a task that the language model "
-            "answers in words"
+            "another pooling), so none of its models can hold it; use `--to transformers`, or a task that the "
+            "language model answers in words"
         )
     if backbone.config.model_type not in _with_token_head():
         raise UserError(f"{trained.folder}: transformers has no token classifier for {backbone.family}")

@@ -34,8 +34,8 @@ def examples_to_replay(trained: Trained, count: int) -> Sequence[Example]:
     return trained.setup.raw.test[:count]
 
 
-def replay_logits(trained: Trained, plain: Plain, count: int) -> dict[str, Any]:
-    """Logits of test examples here and there, rows padded on the right."""
+def replay_logits(trained: Trained, plain: Plain, count: int, columns: Any = slice(None)) -> dict[str, Any]:
+    """Logits of test examples here and there, rows padded on the right; `columns`: those that are compared."""
     setup, examples = trained.setup, examples_to_replay(trained, count)
     rows = list(setup.encode(examples, "test", scoring=True).rows)
     setup.collator.padding_side = "right"
@@ -47,7 +47,7 @@ def replay_logits(trained: Trained, plain: Plain, count: int) -> dict[str, Any]:
             here = setup.model(ids, mask).logits
         there = plain.logits(ids, mask)
         real = mask.bool() if here.ndim == 3 else torch.ones(len(here), dtype=torch.bool)
-        ours, theirs = here.float()[real], there[real].view(here[real].shape)
+        ours, theirs = here.float()[real][..., columns], there[real].view(here[real].shape)[..., columns]
         worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max()))
         if ours.ndim > 1:
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())

@@ -121,16 +121,18 @@ def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trai
         return Trained(folder, tuple(overrides), setup, setup.model.woven())
 
 
-def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
+def plain_model(recipe: Recipe, kind: Any, *, folder: Path | None = None, **options: Any) -> PreTrainedModel:
     """The frozen model as transformers itself loads it, at the precision of the recipe; on the CPU.
 
     Args:
         recipe: names it.
         kind: an auto class of transformers.
+        folder: of a checkpoint that is loaded in its place.
         options: of its `from_pretrained`.
     """
-    place, named = _place(recipe)
-    options |= named | {"dtype": getattr(torch, recipe.model.dtype), "revision": recipe.model.revision}
+    place, named = _place(recipe) if folder is None else (str(folder), dict[str, str]())
+    options |= named | {"dtype": getattr(torch, recipe.model.dtype)}
+    options |= {"revision": recipe.model.revision} if folder is None else {}
     quantization = recipe.quantization
     if quantization.bits is None:
         model: PreTrainedModel = kind.from_pretrained(place, **options)
@@ -144,15 +146,25 @@ def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
     )
     if not named:
         return kind.from_pretrained(place, quantization_config=packed, **options).eval()
-    with TemporaryDirectory() as folder:
-        # transformers neither quantizes what it reads from a GGUF file nor saves it by its own method.
-        read = kind.from_pretrained(place, **options)
-        config = copy.deepcopy(read.config)
-        config.__dict__.pop("quantization_config", None)
-        config.save_pretrained(folder)
-        save_model(read, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
+    with TemporaryDirectory() as unpacked:
+        # transformers does not quantize what it reads from a GGUF file.
+        save_plain(kind.from_pretrained(place, **options), Path(unpacked))
         rest = {key: value for key, value in options.items() if key not in (*named, "revision")}
-        return kind.from_pretrained(folder, quantization_config=packed, **rest).eval()
+        return kind.from_pretrained(unpacked, quantization_config=packed, **rest).eval()
+
+
+def save_plain(model: PreTrainedModel, folder: Path) -> None:
+    """Saves an unquantized model of transformers whole; also one that was read from a GGUF file."""
+    if getattr(model.config, "quantization_config", None) is None:
+        model.save_pretrained(str(folder))
+        return
+    # By its own method transformers does not save what it has read from a GGUF file.
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    config.save_pretrained(str(folder))
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
 
 
 def loading(recipe: Recipe, kind: str, more: str = "") -> str:
