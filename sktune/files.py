@@ -35,6 +35,7 @@ TRACKING_FOLDER = "tracking"
 TRACKING_STATE_FILE = f"{TRACKING_FOLDER}/run.json"
 TRACKING_RECIPE_FILE = f"{TRACKING_FOLDER}/recipe.yaml"
 FROZEN_STATES_FOLDER = "frozen_states"
+MODEL_FOLDER = "mlflow_model"
 
 # Of an adapter's folder, which holds RECIPE_FILE too, and of a checkpoint's.
 ADAPTER_WEIGHTS = "adapter.safetensors"

@@ -225,6 +225,11 @@ class TrackingSection(Section):
     )
     run_name: str | None = Field(None, description="null: method-model-bits-seed.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run, besides sktune's own.")
+    system_metrics: bool = Field(
+        False,
+        description="Sample load and memory of CPU, disk, network and GPUs of the main rank's machine, as MLflow does; "
+        "left out: MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING, where set.",
+    )
 
 
 class OutputSection(Section):

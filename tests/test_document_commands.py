@@ -37,6 +37,7 @@ NOT_RUN = {
     "python benchmarks/": "takes hours; tests/test_benchmarks.py runs short forms",
     "source ": "activates an environment",
     "docker": "needs Docker",
+    "mlflow models serve": "a server of MLflow; tests/test_mlflow_model.py asks it",
     "curl ": "asks a server; tests/test_serve.py does",
     "python -m sktune.embedded.build": "rebuilds the miniature, which takes an hour",
 }
@@ -68,6 +69,10 @@ TRAINED = {
     "smollm2_film_reviews": (),
     "sentiment": (),
     "smollm2_film_reviews_words": ("task={name: causal_lm, label_words: {negative: negative, positive: positive}}",),
+    "smollm2_film_reviews_prompt": (
+        "method={name: sk_prompt, text: 'Is it good or bad?', rank: 4}",
+        "task={name: causal_lm, label_words: {negative: negative, positive: positive}}",
+    ),
     "ner": ("task={name: token_classification}", "data={path: embedded:newswire, max_train_samples: 32}"),
 }
 """Runs that commands name -> what their recipe has besides."""

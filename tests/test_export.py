@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors import safe_open
 from test_upper_layers import FIELDS
-from tiny_models import TEXT
-from training_fixtures import ONE_RANK, TASKS, Sections, Workshop
+from tiny_models import TEXT, VOCABULARY, tiny_network, tiny_tokenizer
+from training_fixtures import BITS, ONE_RANK, TASKS, Sections, Workshop
 
 from sktune.cli import main
-from sktune.inference import load_trained
+from sktune.inference import load_trained, predict
 
 METHODS: dict[str, Sections] = {
     name: {"method": {"text": ..., "rank": ..., "name": name, **fields}}
@@ -74,6 +76,8 @@ def test_the_lines_in_the_readme_do_what_they_say(
         ("sk_prefix", "sequence", "peft", "heads for sequence_classification differ"),
         ("bottleneck_adapter", "token", "peft", "peft has no place for bottleneck_adapter"),
         ("lora", "token", "transformers", "lora changes the model's own modules"),
+        ("sk_prefix", "words", "vocabulary", "sk_prefix puts no embeddings in front of the input"),
+        ("sk_prompt", "sequence", "vocabulary", "heads for sequence_classification differ"),
     ],
 )
 def test_what_a_form_cannot_say_is_refused_and_nothing_is_left(
@@ -99,3 +103,49 @@ def test_a_folder_with_something_in_it_is_refused(workshop: Workshop, capsys: py
     workshop.train("run")
     assert main(["export", str(workshop.output("run")), "--to", "peft", "--output", str(workshop.folder)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", ["sk_prompt", "prompt_tuning"])
+@pytest.mark.parametrize("task", TASKS_OF_PEFT)
+def test_a_vocabulary_with_the_prompt_gives_the_same_logits(
+    workshop: Workshop, tmp_path: Path, method: str, task: str, tied: bool
+) -> None:
+    model = tmp_path / "tied"
+    if tied:
+        tiny_network("llama", language_model=True, tie_word_embeddings=True).save_pretrained(model)
+        tiny_tokenizer().save_pretrained(model)
+    base: Sections = {"model": {"name_or_path": str(model)}} if tied else {}
+    workshop.train("run", TASKS[task], METHODS[method], base)
+    folder, card = exported(workshop, "vocabulary", "--check", "13", "--tolerance", "1e-5")
+    assert card["replayed"]["examples"] == 13
+    assert card["replayed"]["same_answers"] == 1.0
+    assert " MB: the prompt is the tokens 101 to " in (folder / "README.md").read_text()
+
+
+def test_a_vocabulary_with_the_prompt_writes_what_sktune_writes_and_none_of_its_own_tokens(workshop: Workshop) -> None:
+    workshop.train("run", TASKS["generation"], METHODS["sk_prompt"])
+    folder, _ = exported(workshop, "vocabulary")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    prompt = [token for token in tokenizer("w1 w2")["input_ids"] if token >= len(VOCABULARY)]
+    assert model.generation_config.suppress_tokens == prompt
+    for text in ("w1 w2", "w11", "w3 w3 w3 w4"):
+        encoded = tokenizer(text, return_tensors="pt")
+        written = model.generate(**encoded, max_new_tokens=3, do_sample=False)[0, encoded["input_ids"].shape[1] :]
+        (ours,) = predict(workshop.output("run"), [text], None, ONE_RANK)
+        assert tokenizer.decode(written, skip_special_tokens=True).strip() == ours["generated"]
+    # Rows of the output that stand for the prompt are among the likeliest here, and are not written.
+    with torch.no_grad():
+        model.get_output_embeddings().weight[prompt] = 100 * model.get_output_embeddings().weight.mean(0)
+        model.get_output_embeddings().weight[prompt[0]] *= -1
+    written = model.generate(**tokenizer("w1 w2", return_tensors="pt"), max_new_tokens=20, do_sample=False)
+    assert not set(written[0, len(prompt) + 2 :].tolist()) & set(prompt)
+
+
+def test_a_vocabulary_is_replayed_at_the_precision_of_the_recipe(workshop: Workshop) -> None:
+    workshop.train("run", TASKS["words"], METHODS["sk_prompt"], {"quantization": BITS["nf4"]})
+    folder, card = exported(workshop, "vocabulary", "--check", "13", "--tolerance", "0.03")
+    assert (card["trained_in"], card["read_in"]) == ("4 bits", "4 bits")
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float32}  # noqa: SIM118

@@ -28,7 +28,7 @@ from sktune.cli import main
 from sktune.serving.adapters import Shelf
 from sktune.serving.app import Limits, build_app
 from sktune.serving.metrics import Metrics
-from sktune.serving.reading import Item, answer, ask, kind
+from sktune.serving.reading import Item, ask, kind, read
 from sktune.serving.waiting import Full, NotAnswered, Reader
 from sktune.tasks import TASKS as ALL_TASKS
 
@@ -80,7 +80,7 @@ def alone(runs: Path) -> dict[tuple[str, str], dict[str, Any]]:
         shelf = Shelf({name: runs / name}, ONE_RANK)
         for text in TEXTS:
             item = ask(shelf, shelf[name], text, "w40 w41" if name == "pair" else None, "text", None)
-            (found[name, text],) = answer(shelf, [item])
+            (found[name, text],) = read(shelf, [item])
     return found
 
 
@@ -122,7 +122,7 @@ def test_one_pass_of_several_adapters_gives_each_its_own_answers(
     asked = [(name, text) for text in TEXTS for name in names]
     items = [ask(shelf, shelf[n], text, "w40 w41" if n == "pair" else None, "text", None) for n, text in asked]
     assert len({kind(item) for item in items}) == 1
-    for (name, text), found in zip(asked, answer(shelf, items), strict=True):
+    for (name, text), found in zip(asked, read(shelf, items), strict=True):
         assert close(alone[name, text], found), (name, text)
         others = [alone[other, text] for other in names if other != name]
         assert not any(close(found, other) for other in others)  # so a mix-up would be seen

@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   sktune export runs/smollm2_film_reviews_words --to peft --output exported
   sktune export runs/smollm2_film_reviews --to transformers --output exported --check 32
   sktune export runs/words --to peft --output exported --check 32 --tolerance 0.01
+  sktune export runs/smollm2_film_reviews --to mlflow --output exported --register films
 """
 
 
@@ -26,26 +27,56 @@ _EXAMPLES = """examples:
 @click.option(
     "--tolerance",
     type=float,
-    help="Largest difference of logits, of the largest one; by default 0.001, and 0.1 in 16 bits.",
+    help="Largest difference of what is compared, of the largest one; by default 0.001, and 0.1 in 16 bits.",
+)
+@click.option(
+    "--register",
+    "register_as",
+    metavar="NAME",
+    help="With --to mlflow: also upload it to the run's MLflow, as the next version of this registered model.",
 )
 @with_logging
 def command(
-    output: Path, overrides: tuple[str, ...], target: str, destination: Path, check: int | None, tolerance: float | None
+    output: Path,
+    overrides: tuple[str, ...],
+    target: str,
+    destination: Path,
+    check: int | None,
+    tolerance: float | None,
+    register_as: str | None,
 ) -> int:
     """Write a trained adapter in the form of another tool.
 
     OUTPUT is the output.dir of a finished run. peft: a folder that PeftModel.from_pretrained reads. transformers: the
-    prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them.
+    prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them. vocabulary:
+    the prompt as added tokens of a whole model, for engines that know no adapters. mlflow: a model for
+    mlflow.pyfunc.load_model and `mlflow models serve`, which sktune answers for.
     """
-    return guarded(_run, output, target, destination, list(overrides), check, tolerance)
+    if register_as is not None and target != "mlflow":
+        raise click.UsageError("--register goes with --to mlflow", click.get_current_context())
+    return guarded(_run, output, target, destination, list(overrides), check, tolerance, register_as)
 
 
 def _run(
-    output: Path, target: str, destination: Path, overrides: list[str], check: int | None, tolerance: float | None
+    output: Path,
+    target: str,
+    destination: Path,
+    overrides: list[str],
+    check: int | None,
+    tolerance: float | None,
+    register_as: str | None,
 ) -> None:
     prepare_process()
     from sktune.export.exporting import export
 
-    card = export(output, target, destination, overrides=overrides, check=check, tolerance=tolerance)
+    card = export(
+        output,
+        target,
+        destination,
+        overrides=overrides,
+        check=check,
+        tolerance=tolerance,
+        register_as=register_as,
+    )
     say_json(card, indent=1)
     say(f"exported: {destination}  (how to use it: {destination / 'README.md'})")

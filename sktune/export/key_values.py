@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from sktune.errors import UserError
-from sktune.export.trained import Trained, loading, plain_model
+from sktune.export.replaying import replay_logits
+from sktune.export.trained import Trained, Usage, loading, plain_model
 from sktune.tasks.heads import SequenceHead, pool
 
 WEIGHTS = "woven.safetensors"
@@ -33,13 +35,14 @@ _NOTHING = """
 output = base(input_ids=input_ids, attention_mask=mask)"""
 
 
-def write(trained: Trained, folder: Path) -> str:
-    """Writes the tensors; returns the lines that use them.
+def write(trained: Trained, folder: Path) -> Usage:
+    """Writes the tensors; returns how they are used.
 
     Raises:
         UserError: for a method that is a part of the model's modules.
     """
     woven = trained.woven
+    trained.refuse_own_weights()
     trained.refuse_hidden_prefix()
     if woven.layers is not None or woven.gated is not None or woven.behind is not None:
         raise UserError(
@@ -63,7 +66,7 @@ def write(trained: Trained, folder: Path) -> str:
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
     kind = "AutoModel" if trained.head() else "AutoModelForCausalLM"
     code = code.format(file=WEIGHTS, length=length)
-    return (
+    return trained.usage(
         "import torch\nfrom safetensors.torch import load_file\n"
         f"from transformers import {kind}{', DynamicCache' if 'DynamicCache' in code else ''}\n\n"
         f"{loading(trained.recipe, kind)}\n"
@@ -87,6 +90,11 @@ def _head_code(trained: Trained) -> str:
         f"\nfeatures = {features}"
         '\nlogits = features @ woven["head.weight"].T + woven["head.bias"]'
     )
+
+
+def replay(trained: Trained, folder: Path, count: int) -> dict[str, Any]:
+    """Logits of test examples here and there."""
+    return replay_logits(trained, Plain(trained, folder), count)
 
 
 class Plain:

@@ -12,22 +12,24 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from sktune.errors import UserError
-from sktune.export.trained import Trained, loading, plain_model
+from sktune.export.replaying import replay_logits
+from sktune.export.trained import Trained, Usage, loading, plain_model
 from sktune.tasks.heads import TokenClassificationHead
 
 WEIGHTS = "adapter_model.safetensors"
 _ADAPTER = "default"
 
 
-def write(trained: Trained, folder: Path) -> str:
-    """Writes the folder; returns the lines that read it.
+def write(trained: Trained, folder: Path) -> Usage:
+    """Writes the folder; returns how it is read.
 
     Raises:
         UserError: for what peft has no place for.
     """
     model, woven = trained.setup.model, trained.woven
+    trained.refuse_own_weights()
     trained.refuse_hidden_prefix()
-    head, task_type = _head(trained)
+    head, task_type = head_of(trained)
     common: dict[str, Any] = {
         "task_type": task_type,
         "base_model_name_or_path": trained.recipe.model.name_or_path,
@@ -68,11 +70,16 @@ def write(trained: Trained, folder: Path) -> str:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     kind = "AutoModelForCausalLM" if task_type == "CAUSAL_LM" else "AutoModelForTokenClassification"
     labels = "" if not head else f", num_labels={len(trained.setup.labels or ())}"
-    return (
+    return trained.usage(
         f"import torch\nfrom peft import PeftModel\nfrom transformers import {kind}\n\n"
         f"{loading(trained.recipe, kind, labels)}\n"
         f'model = PeftModel.from_pretrained(base, "{folder.name}").eval()'
     )
+
+
+def replay(trained: Trained, folder: Path, count: int) -> dict[str, Any]:
+    """Logits of test examples here and there."""
+    return replay_logits(trained, Plain(trained, folder), count)
 
 
 class Plain:
@@ -93,16 +100,20 @@ class Plain:
         return found[:, -input_ids.shape[1] :].float()
 
 
-def _head(trained: Trained) -> tuple[dict[str, torch.Tensor], str]:
-    """The head by its name in transformers' model, and peft's name of the task."""
+def head_of(trained: Trained) -> tuple[dict[str, torch.Tensor], str]:
+    """The head by its name in transformers' model, and peft's name of the task.
+
+    Raises:
+        UserError: for a head that transformers has no like of.
+    """
     weights, backbone = trained.head(), trained.setup.model.backbone
     if not weights:
         return {}, "CAUSAL_LM"
     if not isinstance(trained.setup.model.head, TokenClassificationHead):
         raise UserError(
             f"{trained.folder}: transformers' heads for {trained.recipe.task.name} differ from this one (no bias, "
-            "another pooling), so peft cannot hold it; use `--to transformers`, or a task that the language model "
-            "answers in words"
+            "another pooling), so none of its models can hold it; use `--to transformers`, or a task that the "
+            "language model answers in words"
         )
     if backbone.config.model_type not in _with_token_head():
         raise UserError(f"{trained.folder}: transformers has no token classifier for {backbone.family}")

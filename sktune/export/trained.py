@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,15 +23,24 @@ from sktune.tasks.heads import TrainedHead
 from sktune.training.setup import Setup
 
 
+class Usage(NamedTuple):
+    """How what was written is used: lines of Python, and what has to be known besides."""
+
+    code: str
+    note: str
+
+
 class Trained(NamedTuple):
     """What there is to export.
 
     folder: the run's.
+    overrides: with which its recipe was read.
     setup: the model as it was trained, on the CPU, in evaluation mode.
     woven: what its method adds to every row.
     """
 
     folder: Path
+    overrides: Sequence[str]
     setup: Setup
     woven: Woven
 
@@ -49,6 +59,33 @@ class Trained(NamedTuple):
             return {}
         assert not head.centre.any(), "a saved adapter has its centre in the bias"
         return {"weight": head.classifier.weight.detach().clone(), "bias": head.classifier.bias.detach().clone()}
+
+    def refuse_own_weights(self) -> None:
+        """Refuses what is no addition to a model.
+
+        Raises:
+            UserError: for a template, and for trained weights of the model itself.
+        """
+        method = self.recipe.method
+        if method.answers_in_words or method.trains_backbone:
+            what = "is a template on the data" if method.answers_in_words else "trains the model's own weights"
+            raise UserError(
+                f"{self.folder}: {method.name} {what} and has nothing that could be put on another model; `--to "
+                "mlflow` takes every method"
+            )
+
+    def usage(self, code: str) -> Usage:
+        """Of what reads rows of token ids."""
+        opening = (
+            "Rows have no special tokens (`add_special_tokens=False`): the text in front has brought the BOS."
+            if self.recipe.method.opens_sequence
+            else "Rows are tokenized as the tokenizer does by itself."
+        )
+        return Usage(
+            code,
+            f"{opening} Pad on the right: on the left, tools other than sktune put padding between the text and the "
+            "input.",
+        )
 
     def refuse_hidden_prefix(self) -> None:
         """Refuses a prefix that attention elsewhere would slide its window past.
@@ -75,29 +112,27 @@ def read_trained(folder: Path, overrides: list[str], scored: str | None) -> Trai
         scored: a split to read the data of, or None.
 
     Raises:
-        UserError: where there is no adapter, and for a method whose template belongs to the data.
+        UserError: where there is no adapter.
     """
     alone = Ranks(0, 0, 1, torch.device("cpu"), launched=False)
-    loaded, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
-    method = loaded.recipe.method
-    if method.answers_in_words or method.trains_backbone:
-        what = "is a template on the data" if method.answers_in_words else "trains the model's own weights"
-        raise UserError(f"{folder}: {method.name} {what} and has nothing that could be put on another model")
+    _, setup = load_trained(folder, alone, [*overrides, "distributed.deepspeed=null"], scored=scored)
     setup.model.eval()
     with torch.no_grad():
-        return Trained(folder, setup, setup.model.woven())
+        return Trained(folder, tuple(overrides), setup, setup.model.woven())
 
 
-def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
+def plain_model(recipe: Recipe, kind: Any, *, folder: Path | None = None, **options: Any) -> PreTrainedModel:
     """The frozen model as transformers itself loads it, at the precision of the recipe; on the CPU.
 
     Args:
         recipe: names it.
         kind: an auto class of transformers.
+        folder: of a checkpoint that is loaded in its place.
         options: of its `from_pretrained`.
     """
-    place, named = _place(recipe)
-    options |= named | {"dtype": getattr(torch, recipe.model.dtype), "revision": recipe.model.revision}
+    place, named = _place(recipe) if folder is None else (str(folder), dict[str, str]())
+    options |= named | {"dtype": getattr(torch, recipe.model.dtype)}
+    options |= {"revision": recipe.model.revision} if folder is None else {}
     quantization = recipe.quantization
     if quantization.bits is None:
         model: PreTrainedModel = kind.from_pretrained(place, **options)
@@ -111,15 +146,25 @@ def plain_model(recipe: Recipe, kind: Any, **options: Any) -> PreTrainedModel:
     )
     if not named:
         return kind.from_pretrained(place, quantization_config=packed, **options).eval()
-    with TemporaryDirectory() as folder:
-        # transformers neither quantizes what it reads from a GGUF file nor saves it by its own method.
-        read = kind.from_pretrained(place, **options)
-        config = copy.deepcopy(read.config)
-        config.__dict__.pop("quantization_config", None)
-        config.save_pretrained(folder)
-        save_model(read, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
+    with TemporaryDirectory() as unpacked:
+        # transformers does not quantize what it reads from a GGUF file.
+        save_plain(kind.from_pretrained(place, **options), Path(unpacked))
         rest = {key: value for key, value in options.items() if key not in (*named, "revision")}
-        return kind.from_pretrained(folder, quantization_config=packed, **rest).eval()
+        return kind.from_pretrained(unpacked, quantization_config=packed, **rest).eval()
+
+
+def save_plain(model: PreTrainedModel, folder: Path) -> None:
+    """Saves an unquantized model of transformers whole; also one that was read from a GGUF file."""
+    if getattr(model.config, "quantization_config", None) is None:
+        model.save_pretrained(str(folder))
+        return
+    # By its own method transformers does not save what it has read from a GGUF file.
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    config.save_pretrained(str(folder))
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
 
 
 def loading(recipe: Recipe, kind: str, more: str = "") -> str:

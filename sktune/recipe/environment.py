@@ -13,7 +13,11 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<inside>[^{}]*)\}|\$\{")
 _INSIDE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?$", re.DOTALL)
 
 
-MLFLOW_VARIABLES = {"tracking_uri": "MLFLOW_TRACKING_URI", "experiment_name": "MLFLOW_EXPERIMENT_NAME"}
+MLFLOW_VARIABLES = {
+    "tracking_uri": "MLFLOW_TRACKING_URI",
+    "experiment_name": "MLFLOW_EXPERIMENT_NAME",
+    "system_metrics": "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+}
 """Fields of the section tracking -> MLflow's own variable for it."""
 
 

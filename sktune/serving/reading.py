@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,8 +102,22 @@ def kind(item: Item) -> Hashable:
     return served
 
 
+def batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
+    """Numbers of items of one kind, those of similar length together, with so many rows at most (or one item)."""
+    batch: list[int] = []
+    rows = 0
+    for number in sorted(range(len(items)), key=lambda n: -max(row.length for row in items[n].rows)):
+        if batch and rows + len(items[number].rows) > size:
+            yield batch
+            batch, rows = [], 0
+        batch.append(number)
+        rows += len(items[number].rows)
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
-def answer(shelf: Shelf, items: Sequence[Item]) -> list[dict[str, Any]]:
+def read(shelf: Shelf, items: Sequence[Item]) -> list[dict[str, Any]]:
     """What their tasks show of items of one kind, in order."""
     if items[0].new_tokens:
         return [{"generated": text} for text in _write(shelf, items)]

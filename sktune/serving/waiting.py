@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sktune.errors import UserError
 from sktune.serving.adapters import Shelf
-from sktune.serving.reading import Item, answer, kind
+from sktune.serving.reading import Item, kind, read
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Reader(threading.Thread):
         if not batch:
             return
         try:
-            answers = answer(self._shelf, batch)
+            answers = read(self._shelf, batch)
         except Exception as error:
             if len(batch) == 1:
                 (item,) = batch

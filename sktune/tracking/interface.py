@@ -27,6 +27,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Attach a file or a folder, below `folder` in the run's artifacts."""
 
+    def log_model(self, path: Path | str, step: int) -> None:
+        """Hand over a folder that MLflow can load, with the scores of its weights, which are those after `step`."""
+
     def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None:
         """Say what the run reads."""
 
@@ -47,6 +50,8 @@ class NullTracker:
     def log_summary(self, summary: Mapping[str, Any]) -> None: ...
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None: ...
+
+    def log_model(self, path: Path | str, step: int) -> None: ...
 
     def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None: ...
 

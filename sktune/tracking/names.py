@@ -51,6 +51,9 @@ LABEL_TAG = "label"
 GRID_PREFIX = "grid."
 STEPS_TO_TARGET_TAG = "steps_to_target"
 
+OF_A_MODEL = (METHOD_TAG, MODEL_TAG, TASK_TAG, DATA_TAG, QUANTIZATION_TAG, SEED_TAG)
+"""Tags of a run that its model has too."""
+
 # Metrics of training steps.
 LOSS = "train/loss"
 LEARNING_RATE = "train/learning_rate"
@@ -71,6 +74,9 @@ PEAK_BYTES = "memory/peak_bytes"
 
 # Metrics and params of the finished run, apart from the curves of the same name.
 FINAL_PREFIX = "final/"
+
+# MLflow's own, of the machine (tracking.system_metrics); their steps count samples.
+SYSTEM_PREFIX = "system/"
 
 # The few numbers that runs are compared by. MLflow's page for comparing runs shows a handful of metrics at a time, in
 # alphabetical order: these come first.
@@ -113,6 +119,18 @@ def memory(amount: str, rank: int | None = None) -> str:
 def compared_score(split: str, metric: str) -> str:
     """The score that runs are compared by."""
     return f"{COMPARE_PREFIX}{split}_{metric}"
+
+
+def is_score_of_model(metric: str, step: int, saved: int) -> bool:
+    """Whether a run's point at a step is a score of the weights that it saved after the step `saved`."""
+    return metric.startswith(FINAL_PREFIX + of_split("test")) or (
+        metric.startswith(of_split("validation")) and step == saved
+    )
+
+
+def model_name(run_name: str) -> str:
+    """A run's name as MLflow lets a model be called."""
+    return re.sub(r"[/:.%\"']", "-", run_name) or "model"
 
 
 def sanitise_name(name: str) -> str:

@@ -62,6 +62,20 @@ class DatasetEntry:
 
 
 @dataclass
+class ModelEntry:
+    """A folder that MLflow can load (seen from the run's folder), and what MLflow has of it.
+
+    step: after which its weights were saved.
+    model_id: MLflow's, once it knows of the model.
+    """
+
+    path: str
+    step: int
+    model_id: str | None = None
+    sent: bool = False
+
+
+@dataclass
 class RunState:
     """`tracking/run.json`: what is needed to make or continue the MLflow run."""
 
@@ -77,6 +91,7 @@ class RunState:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[ArtifactEntry] = field(default_factory=list)
     datasets: list[DatasetEntry] = field(default_factory=list)
+    models: list[ModelEntry] = field(default_factory=list)
 
 
 class Record:
@@ -129,6 +144,7 @@ class Record:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["artifacts"] = [ArtifactEntry(**entry) for entry in values["artifacts"]]
             values["datasets"] = [DatasetEntry(**entry) for entry in values.get("datasets", ())]
+            values["models"] = [ModelEntry(**entry) for entry in values.get("models", ())]
             return cls(output_dir, RunState(**values))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; give the output.dir of a run that sktune has started.") from None
@@ -185,6 +201,14 @@ class Record:
         self.own.add(place)
         others = [entry for entry in self.state.artifacts if (entry.path, entry.folder) != (place, folder)]
         self.state.artifacts = [*others, ArtifactEntry(place, folder)]
+
+    def add_model(self, path: Path, step: int) -> ModelEntry:
+        """Add a folder that MLflow can load, to be uploaded."""
+        place = os.path.relpath(path.absolute(), self.output_dir.absolute())
+        self.own.add(place)
+        entry = ModelEntry(place, step)
+        self.state.models = [*(model for model in self.state.models if model.path != place), entry]
+        return entry
 
 
 def last_steps(points: list[Point]) -> dict[str, int]:

@@ -76,6 +76,8 @@ def start_tracking(
         raise
     tracker = RunTracker(record, mlflow_run, uri)
     tracker.attach()
+    if tracking.system_metrics:
+        tracker.watch_system()
     return tracker
 
 
@@ -83,7 +85,7 @@ def _say_what_the_environment_decides(tracking: TrackingSection, recipe_params: 
     section = recipe_params.get("tracking") or {}
     for key, variable in MLFLOW_VARIABLES.items():
         if section.get(key) == mlflow_reference(key):
-            value = hide_password(getattr(tracking, key))
+            value = hide_password(str(getattr(tracking, key)))
             logger.info("tracking.%s: %s, as %s says and the recipe does not", key, value, variable)
 
 

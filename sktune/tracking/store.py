@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.errors import named_line
@@ -83,6 +84,7 @@ class MlflowRun:
             return
         try:
             self._send_artifacts(run_id)
+            self._send_models(run_id)
         except Exception as error:
             if not _is_lasting(error):
                 raise
@@ -117,6 +119,8 @@ class MlflowRun:
             run = self._create_run()
             for entry in state.artifacts:
                 entry.sent = False
+            for model in state.models:
+                model.sent, model.model_id = False, None
         elif state.status == RUNNING and run.info.status != RUNNING:
             self._client.update_run(run.info.run_id, status=RUNNING)
         state.run_id = run.info.run_id
@@ -134,8 +138,9 @@ class MlflowRun:
         self._attached = True
 
     def _last_steps(self, run: Run) -> dict[str, int]:
-        """Highest step MLflow holds of each metric of the run."""
-        histories = (self._client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
+        """Highest step MLflow holds of each metric of the run; samples of the machine have numbers of their own."""
+        own = [name for name in run.data.metrics if not name.startswith(names.SYSTEM_PREFIX)]
+        histories = (self._client.get_metric_history(run.info.run_id, name) for name in own)
         return last_steps([Point(m.key, m.value, m.step, m.timestamp) for h in histories for m in h])
 
     def _find_run(self) -> Run | None:
@@ -234,9 +239,7 @@ class MlflowRun:
             if entry.sent:
                 continue
             path = self.record.output_dir / entry.path
-            outside = not path.resolve().is_relative_to(self.record.output_dir.resolve())
-            if outside and entry.path not in self.record.own:
-                # A record that came with somebody else's run could name any file of this machine.
+            if self._is_elsewhere(entry.path):
                 logger.warning("%s: not in the run's folder, so it is not uploaded as an artifact.", path)
             elif path.is_dir():
                 folder = os.path.join(entry.folder or "", path.name)
@@ -245,6 +248,55 @@ class MlflowRun:
                 self._client.log_artifact(run_id, str(path), entry.folder)
             else:
                 logger.warning("%s: no longer there, so it is not uploaded as an artifact.", path)
+            entry.sent = True
+            self.record.save()
+
+    def _is_elsewhere(self, place: str) -> bool:
+        """Whether a path is not in the run's folder, and this process has not named it itself.
+
+        A record that came with somebody else's run could name any file of this machine.
+        """
+        root = self.record.output_dir.resolve()
+        return place not in self.record.own and not (root / place).resolve().is_relative_to(root)
+
+    def _send_models(self, run_id: str) -> None:
+        """Models with their files and the scores of their weights, each a point that the run has too."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+        from mlflow.exceptions import MlflowException
+
+        state = self.record.state
+        for entry in state.models:
+            folder = self.record.output_dir / entry.path
+            if entry.sent:
+                continue
+            if self._is_elsewhere(entry.path) or not folder.is_dir():
+                logger.warning("%s: no folder of this run (any more), so it is not uploaded as a model.", folder)
+                entry.sent = True
+                continue
+            if entry.model_id is None:
+                experiment = self._client.get_run(run_id).info.experiment_id
+                tags = {name: state.tags[name] for name in names.OF_A_MODEL if name in state.tags}
+                name = names.model_name(state.run_name)
+                try:
+                    model = self._client.create_logged_model(experiment, name, run_id, tags, state.params)
+                except MlflowException as error:
+                    if error.get_http_status_code() not in (404, 405, 501):
+                        raise
+                    logger.warning("this server of MLflow keeps no models (MLflow 3 does); the run has all the rest")
+                    entry.sent = True
+                    continue
+                entry.model_id = model.model_id
+                self.record.save()
+                self._client.log_outputs(run_id, [LoggedModelOutput(entry.model_id, entry.step)])
+            _write_id(folder, entry.model_id)
+            self._client.log_model_artifacts(entry.model_id, str(folder))
+            scores = [
+                Metric(p.name, p.value, p.time, p.step, model_id=entry.model_id)
+                for p in self.record.points()
+                if names.is_score_of_model(p.name, p.step, entry.step)
+            ]
+            self._log_batch(run_id, "scores of a model", metrics=scores)
+            self._client.finalize_logged_model(entry.model_id, LoggedModelStatus.READY)
             entry.sent = True
             self.record.save()
 
@@ -261,6 +313,15 @@ class MlflowRun:
             if what not in self._refused:
                 logger.warning("MLflow refuses %s (kept in %s): %s", what, self.record.output_dir, error)
             self._refused.add(what)
+
+
+def _write_id(folder: Path, model_id: str) -> None:
+    """Says in the model's own description which one it is: what scores it later is then put to its account."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    model.model_id = model_id
+    model.save(str(folder / "MLmodel"))
 
 
 def _is_lasting(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from sktune.tracking import names
 from sktune.tracking.interface import Status
 from sktune.tracking.record import RUNNING, DatasetEntry, Record, last_steps, now
 from sktune.tracking.store import ArtifactStoreError, MlflowRun
+from sktune.tracking.system import Monitor, watch_system
 from sktune.tracking.uri import first_line, is_refusal, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,21 @@ class RunTracker:
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._away = False
         self._refused = False
+        self._monitor: Monitor | None = None
 
     @property
     def run_id(self) -> str:
         """The MLflow run's id; `local-...` while there is none (disabled, or the server is away)."""
         return self._record.run_id
+
+    def watch_system(self) -> None:
+        """Samples the machine from now on; see `tracking.system_metrics`."""
+        if self._mlflow_run is None:
+            return
+        if self._away:
+            logger.warning("tracking.system_metrics: nothing is sampled, since MLflow does not answer")
+            return
+        self._monitor = watch_system(self._uri, self.run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append to `metrics.jsonl` and send.
@@ -86,6 +97,12 @@ class RunTracker:
         self._record.save()
         self._send()
 
+    def log_model(self, path: Path | str, step: int) -> None:
+        """Hand over a folder that MLflow can load; it is read at a later upload, so it must stay where it is."""
+        self._record.add_model(Path(path), step)
+        self._record.save()
+        self._send()
+
     def log_datasets(self, datasets: Sequence[DatasetEntry]) -> None:
         """Say what the run reads; a resumed run says it again."""
         self._record.state.datasets = list(datasets)
@@ -103,6 +120,8 @@ class RunTracker:
         state = self._record.state
         if state.status != RUNNING:
             return
+        if self._monitor is not None:
+            self._monitor.finish()
         state.status, state.end_time = status, now()
         if message and message.strip():
             line = next(line.strip() for line in message.splitlines() if line.strip())

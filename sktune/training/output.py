@@ -24,6 +24,7 @@ from sktune.files import (
     FIGURES_FOLDER,
     FROZEN_STATES_FOLDER,
     METRICS_FILE,
+    MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     RECIPE_FILE,
     RUN_MARK,
@@ -48,6 +49,7 @@ CHANGEABLE_ON_RESUME = ("training.", "distributed.", "tracking.", "output.", "da
 _OF_A_RUN = (
     *(METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE, TRACKING_STATE_FILE, TRACKING_RECIPE_FILE),
     f"{CHECKPOINTS_FOLDER}/step-*",
+    MODEL_FOLDER,
     *(f"{FROZEN_STATES_FOLDER}/{split}-*" for split in ("train", "validation", "test")),
     *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CARD, RECIPE_FILE)),
     f"{PREDICTIONS_FOLDER}/{TEST_PREDICTIONS_FILE}",

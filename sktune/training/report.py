@@ -17,6 +17,7 @@ from sktune.files import (
     CONFUSION_FIGURE_FILE,
     F1_FIGURE_FILE,
     FIGURES_FOLDER,
+    MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     TEST_PREDICTIONS_FILE,
     write_whole,
@@ -143,6 +144,7 @@ def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores |
     tracker.log_summary(summary)
     tracker.log_metrics(headline(setup.metric, summary), int(summary[names.STEPS]))
     tracker.log_artifact(output_dir / ADAPTER_FOLDER)
+    _log_model(tracker, output_dir, setup.recipe, int(summary[names.BEST_STEP] or summary[names.STEPS]))
     if test is None:
         return
     assert setup.raw is not None and setup.raw.test is not None
@@ -157,6 +159,21 @@ def log_results(tracker: Tracker, output_dir: Path, setup: Setup, test: Scores |
         return
     if picture is not None:
         tracker.log_artifact(picture, FIGURES_FOLDER)
+
+
+def _log_model(tracker: Tracker, output_dir: Path, recipe: Recipe, step: int) -> None:
+    """Hands over the adapter as a model that MLflow can load; weights of a whole model are not uploaded twice."""
+    if not recipe.tracking.enabled or recipe.method.trains_backbone:
+        return
+    from sktune.tracking.model_folder import write_model_folder  # loads mlflow.pyfunc
+
+    folder = output_dir / MODEL_FOLDER
+    try:
+        write_model_folder(folder, output_dir / ADAPTER_FOLDER, recipe)
+    except Exception as error:  # whatever MLflow comes up with: the run has its results all the same
+        logger.warning("no model of MLflow's was written (%s); the run is complete without it", named_line(error))
+        return
+    tracker.log_model(folder, step)
 
 
 def _draw(test: Scores, labels: Sequence[str] | None, folder: Path) -> Path | None:
