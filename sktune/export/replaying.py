@@ -10,8 +10,8 @@ import torch
 from sktune.data import Example
 from sktune.errors import UserError
 from sktune.export.trained import Trained
-from sktune.inference import generate
 from sktune.training.evaluate import model_inputs
+from sktune.writing import prompt_of, write
 
 
 class Plain(Protocol):
@@ -61,11 +61,9 @@ def shown_here(trained: Trained, example: Example) -> dict[str, Any]:
     """What the task shows of an example, as `sktune predict` does."""
     setup, task = trained.setup, trained.setup.task
     rows = list(setup.encode([example], "test", scoring=True).rows)
-    if length := task.config.new_tokens:
+    if task.config.new_tokens:
         (row,) = rows
-        assert isinstance(row.labels, list)
-        prompt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label < 0]
-        return {"generated": generate(setup, prompt, length)}
+        return {"generated": write(setup, [prompt_of(row)])[0]}
     batch = setup.collator(rows)
     output = setup.model(**model_inputs(batch, setup.model.backbone.base.device))
     answers = task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
