@@ -15,6 +15,7 @@ import torch
 from sktune.data import Example, Row
 from sktune.data.questions import Question
 from sktune.data.tags import OUTSIDE
+from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import EVALUATION_FOLDER, write_whole
@@ -22,7 +23,7 @@ from sktune.model.adapter import adapter_folder, read_adapter, read_recipe
 from sktune.model.tuned_model import put_weights
 from sktune.progress import progress
 from sktune.recipe import LoadedRecipe
-from sktune.tasks.task import Answers
+from sktune.tasks.task import Answers, Task
 from sktune.training.evaluate import evaluate, model_inputs
 from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
@@ -70,16 +71,40 @@ def evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str
 def _evaluate_run(output: Path, split: str, ranks: Ranks, overrides: Sequence[str]) -> dict[str, Any]:
     _, setup = load_trained(output, ranks, overrides, scored=split)
     assert setup.raw is not None
-    rows = setup.encode_for_scoring(getattr(setup.raw, split), split)
-    assert rows is not None
     engine, _ = build_engine(setup, ranks)
+    return score(setup, engine, getattr(setup.raw, split), split, ranks, output / EVALUATION_FOLDER / split)
+
+
+def score(
+    setup: Setup,
+    engine: Engine,
+    examples: Sequence[Example],
+    split: str,
+    ranks: Ranks,
+    place: Path,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores examples and writes the result, `<place>.json`, and the predictions; collective.
+
+    Args:
+        setup: of a trained adapter.
+        engine: runs its model.
+        examples: of a split.
+        split: its name, for what is logged.
+        ranks: share the rows.
+        place: of the files, without an ending.
+        about: what the result says besides its metrics, before them.
+
+    Returns:
+        The result: `about`, the metrics, and `per_type` where there are types.
+    """
+    rows = setup.encode_for_scoring(examples, split)
+    assert rows is not None
     scores = evaluate(setup, engine, rows, ranks)
-    result: dict[str, Any] = dict(scores.metrics)
-    if scores.per_type:
-        result["per_type"] = scores.per_type
+    result = {**(about or {}), **scores.metrics, **({"per_type": scores.per_type} if scores.per_type else {})}
     if ranks.is_main:
-        write_predictions(scores, getattr(setup.raw, split), output / EVALUATION_FOLDER / f"{split}.predictions.jsonl")
-        write_whole(output / EVALUATION_FOLDER / f"{split}.json", json.dumps(result, indent=1))
+        write_predictions(scores, examples, place.with_name(f"{place.name}.predictions.jsonl"))
+        write_whole(place.with_name(f"{place.name}.json"), json.dumps(result, indent=1))
     ranks.barrier()
     return result
 
@@ -202,9 +227,7 @@ def _answered(
     task, groups = setup.task, list[tuple[Example, list[Row]]]()
     count = 0
     for question in questions:
-        example = task.example(question.text, question.text_pair)
-        if question.words is not None:
-            example = replace(example, words=question.words, reference=(OUTSIDE,) * len(question.words))
+        example = example_of(task, question.text, question.text_pair, question.words)
         if task.reads_words and not example.words and question.line is None:
             raise UserError(f"--text: {question.text!r} has no words")
         encoded = setup.encode([example], question.place, scoring=True)
@@ -221,14 +244,20 @@ def _answered(
             texts = write(setup, [prompt_of(row) for row in batch], writing)
             answers |= {row.index: text for row, text in zip(batch, texts, strict=True)}
         else:
-            answers |= _answers(setup, batch)
+            answers |= answers_of(setup, batch)
     for question, (example, rows) in zip(questions, groups, strict=True):
         shown = {"generated": answers[rows[0].index]} if writes else task.shown(example, rows, answers, setup.labels)
         yield question, shown
 
 
-def _answers(setup: Setup, rows: list[Row]) -> Answers:
+def example_of(task: Task, text: str, pair: str | None, words: Sequence[str] | None) -> Example:
+    """What a task is asked about: a text, a pair, or a sentence that came as words (where the task tags them)."""
+    example = task.example(text, pair)
+    return example if words is None else replace(example, words=tuple(words), reference=(OUTSIDE,) * len(words))
+
+
+def answers_of(setup: Setup, rows: Sequence[Row]) -> Answers:
+    """The answers to rows of one batch, by a model in this process."""
     batch = setup.collator(rows)
-    device = next(setup.model.parameters()).device
-    output = setup.model(**model_inputs(batch, device))
+    output = setup.model(**model_inputs(batch, setup.model.backbone.base.device))
     return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)

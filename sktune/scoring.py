@@ -13,15 +13,13 @@ from typing import Any
 from sktune.data import RawSplits, load_for_evaluation
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
-from sktune.files import EVALUATION_FOLDER, write_whole
-from sktune.inference import load_trained
+from sktune.files import EVALUATION_FOLDER
+from sktune.inference import load_trained, score
 from sktune.model.adapter import adapter_folder, read_adapter, read_recipe
 from sktune.recipe import Recipe
 from sktune.tasks.task import build_task
-from sktune.training.evaluate import evaluate
 from sktune.training.fingerprint import datasets
 from sktune.training.output import kept_folder
-from sktune.training.report import write_predictions
 from sktune.training.setup import build_engine
 
 logger = logging.getLogger(__name__)
@@ -96,11 +94,11 @@ def score_data(
     labels = read_adapter(folder)[1]
     rename = _renaming(label_map, labels)
     sets = []
-    for place, test in _places(data, tests):
+    for path, test in _places(data, tests):
         named = [] if test is None else [f"data.{SPLIT}={json.dumps(test)}"]
-        recipe = read_recipe(folder, [*overrides, f"data.path={json.dumps(place)}", *named]).recipe
+        recipe = read_recipe(folder, [*overrides, f"data.path={json.dumps(path)}", *named]).recipe
         if recipe.data.test is None:
-            raise UserError(f"--data: {place}: the recipe names no test split; say which with --test FILE_OR_SPLIT")
+            raise UserError(f"--data: {path}: the recipe names no test split; say which with --test FILE_OR_SPLIT")
         raw = load_for_evaluation(recipe.data, build_task(recipe.task), SPLIT, labels, rename)
         sets.append(DataSet(recipe, raw))
     with kept_folder(output, ranks):
@@ -110,16 +108,9 @@ def score_data(
         for one in sets:
             for line in one.raw.report:
                 logger.info(line)
-            rows = setup.encode_for_scoring(one.raw.test, SPLIT)
-            assert rows is not None and one.raw.test is not None
-            scores = evaluate(setup, engine, rows, ranks)
-            result = {**one.described(), **scores.metrics, **({"per_type": scores.per_type} if scores.per_type else {})}
-            if ranks.is_main:
-                kept = output / EVALUATION_FOLDER
-                write_predictions(scores, one.raw.test, kept / f"{one.name}.predictions.jsonl")
-                write_whole(kept / f"{one.name}.json", json.dumps(result, indent=1))
-            ranks.barrier()
-            results.append(result)
+            assert one.raw.test is not None
+            place = output / EVALUATION_FOLDER / one.name
+            results.append(score(setup, engine, one.raw.test, SPLIT, ranks, place, one.described()))
     return results
 
 

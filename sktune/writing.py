@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +60,19 @@ def prompt_of(row: Row) -> list[int]:
     return [token for token, label in zip(row.input_ids, row.labels, strict=True) if label < 0]
 
 
-def write(setup: Setup, prompts: Sequence[Sequence[int]], writing: Writing = GREEDILY) -> list[str]:
+def write(
+    setup: Setup,
+    prompts: Sequence[Sequence[int]],
+    writing: Writing = GREEDILY,
+    decoding: AbstractContextManager[Any] | None = None,
+) -> list[str]:
     """What the tuned language model writes after each of several prompts, up to its end token.
 
     Args:
         setup: of a trained adapter.
         prompts: token ids, at least one each; read in one batch.
         writing: how.
+        decoding: inside it alone the tokenizer is used; None: whenever it is needed.
     """
     model, tokenizer = setup.model, setup.tokenizer
     pad, width, device = setup.collator.pad_token_id, max(map(len, prompts)), model.backbone.base.device
@@ -80,18 +87,19 @@ def write(setup: Setup, prompts: Sequence[Sequence[int]], writing: Writing = GRE
         **(drawn if writing.temperature > 0 else {}),
     )
 
-    def text_of(tokens: torch.Tensor) -> str:
-        return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+    def texts_of(sequences: torch.Tensor) -> list[str]:
+        with decoding or nullcontext():
+            return [str(tokenizer.decode(row[width:].tolist(), skip_special_tokens=True)) for row in sequences]
 
     def ended(sequences: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        texts = [text_of(row[width:]) for row in sequences]
+        texts = texts_of(sequences)
         found = [any(stop in text for stop in writing.stop) for text in texts]
         return torch.tensor(found, device=sequences.device)
 
     # Not transformers' `stop_strings`, which wants to know every token's place in a text and fails for some tokenizers.
     criteria = StoppingCriteriaList([ended] if writing.stop else [])
     written = model.generate(ids, mask, generation_config=config, stopping_criteria=criteria)
-    return [_ended(text_of(row[width:]), writing.stop).strip() for row in written]
+    return [_ended(text, writing.stop).strip() for text in texts_of(written)]
 
 
 def _ended(text: str, stop: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def test_a_stopped_prediction_goes_on(
     command = ["predict", run, str(file), "--output", str(resumed), "--resume", "--batch-size", "2"]
     monkeypatch.setattr(inference, "BATCHES_SORTED", 1)  # the same batches, wherever it goes on
     assert main(["predict", run, str(file), "--output", str(whole), "--batch-size", "2"]) == 0
-    read = inference._answers
+    read = inference.answers_of
     calls: list[int] = []
 
     def killed(*arguments: Any) -> Any:
@@ -95,7 +95,7 @@ def test_a_stopped_prediction_goes_on(
             raise Killed
         return read(*arguments)
 
-    monkeypatch.setattr(inference, "_answers", killed)
+    monkeypatch.setattr(inference, "answers_of", killed)
     with pytest.raises(Killed):
         main(command)
     assert not resumed.exists()

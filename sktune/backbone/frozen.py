@@ -242,6 +242,7 @@ class Backbone(nn.Module):
         answer_positions: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
+        record: list[tuple[nn.Module, LayerKeyValues]] | None = None,
     ) -> torch.Tensor:
         """Reads an input with what a method adds to it.
 
@@ -253,6 +254,7 @@ class Backbone(nn.Module):
             answer_positions: [batch] or [batch, k] int64, the positions whose logits are wanted, counted in the input.
             token_type_ids: [batch, length], an encoder's segments.
             hidden_states: filled with the input's own embeddings, and its hidden states after each block.
+            record: as in `forward`.
 
         Returns:
             Of the input's own positions, hidden states [batch, length, d], or logits as `forward`.
@@ -289,6 +291,7 @@ class Backbone(nn.Module):
             inputs_embeds,
             attention_mask,
             woven=woven,
+            record=record,
             with_lm_head=with_lm_head,
             answer_positions=None if answer_positions is None else answer_positions + count,
             hidden_states=hidden_states,

@@ -63,10 +63,7 @@ def read_lower(
     if prefix is not None:
         lower = _modules_of(backbone, count)
         prefix = [layer for layer in prefix if layer[0] in lower]
-    last = backbone.blocks[count - 1]
-    with recorded(backbone, last) as found, backbone.only_first_blocks(count), backbone.without_checkpointing():
-        backbone.read(inputs_embeds, attention_mask, Woven(prefix=prefix), **types)
-    return found[-1]
+    return read_block(backbone, count - 1, inputs_embeds, attention_mask, None, prefix, **types)
 
 
 def read_block(
@@ -79,25 +76,29 @@ def read_block(
     record: Record | None = None,
     **types: Any,
 ) -> torch.Tensor:
-    """States [B, L, d] after block `number`, of those after the block before it; no other block is run.
+    """States [B, L, d] after block `number`, the blocks above not being run.
 
     Args:
-        backbone: the frozen model; of its blocks this one alone needs weights.
+        backbone: the frozen model; of its blocks those that are run need weights.
         number: from 0.
-        embeds: [B, L, d], right-padded; of the tokens for block 0, else of none.
+        embeds: [B, L, d], right-padded; of the tokens, or of none with `states`.
         attention_mask: [B, L], 1 for real tokens.
-        states: [B, L, d] after block `number` - 1; None for block 0.
-        prefix: of this block's attention.
-        record: filled with its keys and values.
+        states: [B, L, d] after block `number` - 1, and this block alone is run; None: all blocks up to this one are.
+        prefix: of the attention in blocks that are run.
+        record: filled with their keys and values.
         types: `token_type_ids` [B, L], an encoder's segments.
     """
     below: AbstractContextManager[None] = nullcontext()
-    if number:
-        assert states is not None
+    if states is not None:
         below = passed_over(backbone, states, number)
     block = backbone.blocks[number]
-    with below, recorded(backbone, block) as found, backbone.only_first_blocks(number + 1):
-        backbone(embeds, attention_mask, woven=Woven(prefix=prefix), record=record, **types)
+    with (
+        below,
+        recorded(backbone, block) as found,
+        backbone.only_first_blocks(number + 1),
+        backbone.without_checkpointing(),
+    ):
+        backbone.read(embeds, attention_mask, Woven(prefix=prefix), record=record, **types)
     return found[-1]
 
 
@@ -122,6 +123,15 @@ def passed_over(backbone: Backbone, states: torch.Tensor, count: int) -> Iterato
             stack.enter_context(attribute(block, "forward", given))
         stack.enter_context(attribute(backbone, "passed_over", count))
         yield
+
+
+def beside_the_blocks(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of the base that are in no block, by their names in the model: embeddings, norms."""
+    inside = {id(part) for block in backbone.blocks for part in block.modules()}
+    of_base = {id(part) for part in backbone.base.modules()}
+    for name, part in backbone.model.named_modules():
+        if id(part) in of_base and id(part) not in inside:
+            yield name, part
 
 
 def leave_out(backbone: Backbone, count: int) -> None:

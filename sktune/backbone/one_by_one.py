@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from sktune.allocator import give_back_freed_memory
-from sktune.backbone import architecture
 from sktune.backbone.frozen import Backbone
-from sktune.backbone.lower_blocks import Prefix, Record, read_block
+from sktune.backbone.lower_blocks import Prefix, Record, beside_the_blocks, read_block
 from sktune.backbone.placement import Placement
 from sktune.backbone.skeleton import build_skeleton, read_config
 from sktune.backbone.streaming import WeightStream
@@ -55,9 +54,7 @@ class OneByOne:
             self.backbone.use_prefix_attention("stream_frozen_blocks")
         self.device = placement.device
         self._weights = WeightStream(network, model, placement)
-        parent, self._list = architecture.place_of_blocks(self.backbone.base)
-        blocks = {id(module) for module in getattr(parent, self._list).modules()}
-        self._weights.fill((name, part) for name, part in network.named_modules() if id(part) not in blocks)
+        self._weights.fill(beside_the_blocks(self.backbone))
         self._names = {id(part): name for name, part in network.named_modules()}
 
     @contextmanager

@@ -10,7 +10,7 @@ import torch
 from sktune.data import Example
 from sktune.errors import UserError
 from sktune.export.trained import Trained
-from sktune.training.evaluate import model_inputs
+from sktune.inference import answers_of
 from sktune.writing import prompt_of, write
 
 
@@ -64,10 +64,7 @@ def shown_here(trained: Trained, example: Example) -> dict[str, Any]:
     if task.config.new_tokens:
         (row,) = rows
         return {"generated": write(setup, [prompt_of(row)])[0]}
-    batch = setup.collator(rows)
-    output = setup.model(**model_inputs(batch, setup.model.backbone.base.device))
-    answers = task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
-    return task.shown(example, rows, answers, setup.labels)
+    return task.shown(example, rows, answers_of(setup, rows), setup.labels)
 
 
 def replay_answers(

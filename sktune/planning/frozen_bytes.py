@@ -48,8 +48,12 @@ def share(tensor: torch.Tensor, ranks: int) -> int:
 
 
 def whole_bytes(modules: Iterable[nn.Module]) -> int:
-    """Bytes of parameters and buffers of modules, whole."""
-    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    """Bytes of the modules' own parameters and buffers, whole; not of their parts'."""
+    return sum(
+        tensor.nbytes
+        for module in modules
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    )
 
 
 def frozen_bytes(model: TunedModel, ranks: int, dtype: torch.dtype, on_host: bool = False) -> FrozenBytes:

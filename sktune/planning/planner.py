@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from sktune.backbone.lower_blocks import leave_out
+from sktune.backbone.lower_blocks import beside_the_blocks, leave_out
 from sktune.errors import UserError
-from sktune.model.tuned_model import TunedModel
 from sktune.planning.activations import count_activations
 from sktune.planning.frozen_bytes import frozen_bytes, whole_bytes
 from sktune.planning.gathered import gathered_bytes
@@ -62,7 +59,8 @@ def plan(
             f"training.frozen_states: besides, {kept:,} bytes for each token of the data, in memory or on disk"
         )
         if training.stream_frozen_blocks:
-            streamed = whole_bytes([*model.backbone.blocks[:1], *_beside_the_blocks(model)])
+            beside = [part for _, part in beside_the_blocks(model.backbone)]
+            streamed = whole_bytes([*beside, *model.backbone.blocks[0].modules()])
             leave_out(model.backbone, model.frozen_blocks)
         else:
             notes.append(
@@ -149,14 +147,6 @@ def plan(
         gathered_per_evaluation=gathered.forward,
         reduced_per_step=trainable * FP32 * (steps if engine.stage >= 2 else 1) if ranks > 1 else 0,
     )
-
-
-def _beside_the_blocks(model: TunedModel) -> Iterator[nn.Module]:
-    """What of the model is loaded whole for reading data through one block after the other."""
-    of_blocks = {id(part) for part in model.backbone.blocks.modules()}
-    for part in model.backbone.base.modules():
-        if id(part) not in of_blocks and not any(True for _ in part.children()):
-            yield part
 
 
 def choose_sharding(recipe: Recipe, ranks: int, memory_bytes: int) -> tuple[bool, str]:

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
 
 from sktune.backbone import Woven
 from sktune.backbone.attention import LayerKeyValues
 from sktune.data import Collator, Example, Row
 from sktune.data.collate import padded
-from sktune.data.tags import OUTSIDE
 from sktune.errors import UserError
+from sktune.inference import answers_of, example_of
 from sktune.model.tuned_model import TunedOutput
 from sktune.serving.adapters import Served, Shelf
 from sktune.tasks.heads import LanguageHead, TrainedHead
 from sktune.tasks.task import Answers
 from sktune.training.evaluate import model_inputs
+from sktune.writing import Writing, prompt_of, write
 
 _LONE = re.compile(r"[\ud800-\udfff]")
 
@@ -71,11 +71,10 @@ def ask(
     whole = text if isinstance(text, str) else " ".join(text)
     if _LONE.search(whole + (pair or "")):
         raise UserError(f"{place}: holds half of a character (a surrogate without its other half)")
-    example = task.example(whole, pair)
-    if not isinstance(text, str):
-        if not task.reads_words:
-            raise UserError(f"{place}: {served.name} reads a text, not a list of words")
-        example = replace(example, words=tuple(text), reference=(OUTSIDE,) * len(text))
+    words = None if isinstance(text, str) else tuple(text)
+    if words is not None and not task.reads_words:
+        raise UserError(f"{place}: {served.name} reads a text, not a list of words")
+    example = example_of(task, whole, pair, words)
     if task.reads_words and not example.words:
         raise UserError(f"{place}: has no words")
     with shelf.encoding:
@@ -120,7 +119,10 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
 def read(shelf: Shelf, items: Sequence[Item]) -> list[dict[str, Any]]:
     """What their tasks show of items of one kind, in order."""
     if items[0].new_tokens:
-        return [{"generated": text} for text in _write(shelf, items)]
+        prompts = [prompt_of(row) for item in items for row in item.rows]
+        writing = Writing(max_new_tokens=items[0].new_tokens)
+        texts = write(items[0].served.setup, prompts, writing, shelf.encoding)
+        return [{"generated": text} for text in texts]
     rows: list[Row] = []
     groups: list[list[Row]] = []
     owners: list[Served] = []
@@ -129,20 +131,13 @@ def read(shelf: Shelf, items: Sequence[Item]) -> list[dict[str, Any]]:
         rows += groups[-1]
         owners += [item.served] * len(groups[-1])
     if len(set(owners)) == 1:
-        answers = _of_one(owners[0], rows)
+        answers = answers_of(owners[0].setup, rows)
     else:
         answers = (_in_words if isinstance(owners[0].setup.model.head, LanguageHead) else _of_heads)(rows, owners)
     return [
         item.served.setup.task.shown(item.example, group, answers, item.served.setup.labels)
         for item, group in zip(items, groups, strict=True)
     ]
-
-
-def _of_one(served: Served, rows: Sequence[Row]) -> Answers:
-    setup = served.setup
-    batch = setup.collator(rows)
-    output = setup.model(**model_inputs(batch, setup.model.backbone.base.device))
-    return setup.task.answers(output, rows, batch["attention_mask"].argmax(1).tolist(), setup.labels)
 
 
 def _of_heads(rows: Sequence[Row], owners: Sequence[Served]) -> Answers:
@@ -231,23 +226,3 @@ def _joined(owners: Sequence[Served]) -> Woven:
         )
     prompts = [served.woven.prompt for served in kinds if served.woven.prompt is not None]
     return Woven(prompt=of_rows(prompts) if prompts else None)
-
-
-def _write(shelf: Shelf, items: Sequence[Item]) -> list[str]:
-    """Greedy continuations by one adapter's language model, up to its end token or so many tokens."""
-    setup = items[0].served.setup
-    model, tokenizer = setup.model, setup.tokenizer
-    prompts = []
-    for item in items:
-        (row,) = item.rows
-        assert isinstance(row.labels, list)
-        prompts.append([token for token, label in zip(row.input_ids, row.labels, strict=True) if label < 0])
-    pad, width, device = setup.collator.pad_token_id, max(map(len, prompts)), model.backbone.base.device
-    ids = padded(prompts, pad, width, "left").to(device)
-    mask = padded([[1] * len(prompt) for prompt in prompts], 0, width, "left").to(device)
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=items[0].new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
-    )
-    written = model.generate(ids, mask, generation_config=config)[:, width:].tolist()
-    with shelf.encoding:
-        return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in written]

@@ -24,7 +24,7 @@ import sktune
 from sktune.allocator import give_back_freed_memory
 from sktune.backbone.lower_blocks import recorded
 from sktune.backbone.weights import weight_files
-from sktune.data import Row, evaluation_batches
+from sktune.data import Row
 from sktune.distributed.engine import Engine
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
@@ -37,7 +37,7 @@ from sktune.training.evaluate import model_inputs
 from sktune.training.setup import Setup
 from sktune.training.state_files import Node, StateFile, make_together, node_of
 from sktune.training.stopping import agree, deferred
-from sktune.training.streamed_states import TEXT, fill_one_by_one, text_of
+from sktune.training.streamed_states import TEXT, fill_one_by_one, state_batches, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -179,22 +179,15 @@ def _key_of_rows(key: str, rows: Sequence[Row]) -> str:
 
 def _fill(setup: Setup, engine: Engine, rows: Sequence[Row], split: str, node: Node, array: torch.Tensor) -> None:
     """Reads a split through the frozen blocks, each row once on every machine, into [tokens, d]."""
-    size = setup.recipe.training.per_device_eval_batch_size
-    lengths = [row.length for row in rows]
-    starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
-    batches = evaluation_batches(lengths, size, node.size, node.index)
-    # Every rank takes part in every pass, however the ranks are spread over machines.
-    batches += [[None] * size] * (max(node.ranks.gather(len(batches))) - len(batches))
+    batches = state_batches(setup, rows, array, node)
     with progress(f"reading frozen states of {split}", len(batches), "batches") as advance:
-        for numbers in batches:
+        for one in batches:
             agree(node.ranks)
-            batch = setup.collator([None if number is None else rows[number] for number in numbers])
+            batch = setup.collator(one.chosen())
             read = model_inputs({name: batch[name] for name in batch if name in _READ}, node.ranks.device)
             states = engine(**read, only_frozen=True).frozen_states
             assert states is not None
-            for of_row, number in zip(states, numbers, strict=True):
-                if number is not None:
-                    array[starts[number] : starts[number] + lengths[number]] = of_row[: lengths[number]].cpu()
+            one.put(states)
             advance(1)
 
 

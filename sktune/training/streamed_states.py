@@ -25,11 +25,32 @@ TEXT = "text"
 """Name of the method's text among the splits whose states are kept."""
 
 
-class _Batch(NamedTuple):
+class StateBatch(NamedTuple):
+    """A batch of a split whose states go into an array [tokens, d].
+
+    rows, starts: of the split, and where the states of each begin.
+    numbers: of the batch's rows; None for fillers.
+    """
+
     rows: Sequence[Row]
     array: torch.Tensor
     starts: Sequence[int]
     numbers: Sequence[int | None]
+
+    def chosen(self, with_states: bool = False) -> list[Row | None]:
+        """Its rows, with what the array holds of them where that is wanted."""
+        return [None if n is None else self._row(n, with_states) for n in self.numbers]
+
+    def _row(self, n: int, with_states: bool) -> Row:
+        row, start = self.rows[n], self.starts[n]
+        return replace(row, states=self.array[start : start + row.length]) if with_states else row
+
+    def put(self, states: torch.Tensor) -> None:
+        """Keeps the states [B, L, d] of its rows, right-padded."""
+        for of_row, n in zip(states, self.numbers, strict=True):
+            if n is not None:
+                start, length = self.starts[n], self.rows[n].length
+                self.array[start : start + length] = of_row[:length].cpu()
 
 
 def text_of(setup: Setup) -> list[Row]:
@@ -55,7 +76,9 @@ def fill_one_by_one(
     )
     text = torch.tensor([texts[0].input_ids if texts else [0]], device=lower.device)
     text_states = None
-    batches = [batch for name in arrays if name != TEXT for batch in _batches(setup, splits[name], arrays[name], node)]
+    batches = [
+        batch for name in arrays if name != TEXT for batch in state_batches(setup, splits[name], arrays[name], node)
+    ]
     count = model.frozen_blocks if arrays else 1
     with progress("reading data through the frozen blocks", count * len(batches), "batches") as advance:
         for number in range(count):
@@ -70,24 +93,24 @@ def fill_one_by_one(
         arrays[TEXT].copy_(text_states[0])
 
 
-def _batches(setup: Setup, rows: Sequence[Row], array: torch.Tensor, node: Node) -> list[_Batch]:
+def state_batches(setup: Setup, rows: Sequence[Row], array: torch.Tensor, node: Node) -> list[StateBatch]:
+    """This rank's batches of a split, each row once on every machine; as many on all ranks."""
     size, lengths = setup.recipe.training.per_device_eval_batch_size, [row.length for row in rows]
     starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
     own = evaluation_batches(lengths, size, node.size, node.index)
-    # Every rank asks as often whether one was told to stop.
-    own += [[]] * (max(node.ranks.gather(len(own))) - len(own))
-    return [_Batch(rows, array, starts, numbers) for numbers in own]
+    # Every rank takes part in every pass, and asks as often whether one was told to stop.
+    own += [[None] * size] * (max(node.ranks.gather(len(own))) - len(own))
+    return [StateBatch(rows, array, starts, numbers) for numbers in own]
 
 
-def _read(setup: Setup, lower: OneByOne, number: int, batch: _Batch, prefix: Prefix | None) -> None:
-    present = [n for n in batch.numbers if n is not None]
-    if not present:
+def _read(setup: Setup, lower: OneByOne, number: int, batch: StateBatch, prefix: Prefix | None) -> None:
+    rows = batch.chosen(with_states=number > 0)
+    if not any(rows):
         return
-    rows = [None if n is None else _with_states(batch, n, number) for n in batch.numbers]
     inputs = model_inputs(setup.collator(rows), lower.device)
     aligned = RightAligned(inputs["attention_mask"])
     segments = inputs.get("token_type_ids")
-    after = lower.read(
+    states = lower.read(
         number,
         aligned.forth(inputs["input_ids"]),
         aligned.attention_mask,
@@ -95,12 +118,4 @@ def _read(setup: Setup, lower: OneByOne, number: int, batch: _Batch, prefix: Pre
         prefix=prefix,
         segments=None if segments is None else aligned.forth(segments),
     )
-    for of_row, n in zip(after, batch.numbers, strict=True):
-        if n is not None:
-            start, length = batch.starts[n], batch.rows[n].length
-            batch.array[start : start + length] = of_row[:length].cpu()
-
-
-def _with_states(batch: _Batch, n: int, number: int) -> Row:
-    row, start = batch.rows[n], batch.starts[n]
-    return replace(row, states=batch.array[start : start + row.length]) if number else row
+    batch.put(states)

@@ -30,13 +30,21 @@ def watched_for_underflow(model: TunedModel) -> Iterator[None]:
         yield
         return
     smallest, warned = torch.finfo(torch.float16).tiny, False
+    seen: list[torch.Tensor] = []  # of a step; read when backward is over, so that it waits for no device
 
     def look(gradient: torch.Tensor) -> None:
-        nonlocal warned
         sizes = gradient.detach().flatten(0, -2).abs()
-        sizes = sizes[(sizes > 0).any(-1)]
-        share = float((sizes < smallest).float().mean()) if len(sizes) else 1.0
-        if share > TOLERATED and not warned:
+        has_any = (sizes > 0).any(-1)
+        small = ((sizes < smallest).float().mean(-1) * has_any).sum()
+        seen.append(torch.stack((small, has_any.sum().float())))
+
+    def judge() -> None:
+        nonlocal warned
+        while seen:
+            small, count = seen.pop().tolist()
+            share = small / count if count else 1.0
+            if share <= TOLERATED or warned:
+                continue
             warned = True
             logger.warning(
                 "float16: %.0f%% of the gradient's entries at block %d are below %.0e, where float16 loses digits; "
@@ -45,6 +53,7 @@ def watched_for_underflow(model: TunedModel) -> Iterator[None]:
             )  # fmt: skip
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        judge()
         states = output if isinstance(output, torch.Tensor) else output[0]
         if states.requires_grad and not warned:
             states.register_hook(look)
@@ -54,3 +63,4 @@ def watched_for_underflow(model: TunedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+        judge()
