@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_a_tracked_run_logs_its_best_weights_with_their_scores(workshop: Worksho
     assert [point.step for point in history] == [2, 4]
 
 
+@pytest.fixture(autouse=True)
+def _own_address() -> Iterator[None]:
+    """Where a test says MLflow is, other tests do not look."""
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_what_mlflow_loads_says_what_predict_says(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str
@@ -111,6 +119,7 @@ def test_an_export_is_registered_beside_its_run_and_scored_by_mlflow(
     client = MlflowClient(uri)
     (run,) = client.search_runs(["1"])
     assert {one.run_id for one in client.search_model_versions("name='films'")} == {run.info.run_id}
+    assert not mlflow.is_tracking_uri_set()  # nor is its variable, which later recipes of this process would go by
     assert len(client.search_logged_models(["1"])) == 3  # the run's own, and these
     mlflow.set_tracking_uri(uri)
     rows = [json.loads(line) for line in (Path(workshop.base["data"]["path"]) / "test.jsonl").read_text().splitlines()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sktune.errors import UserError, hide_password, lacks_password
 from sktune.recipe import Recipe
@@ -66,7 +67,8 @@ def _next_version(uri: str, name: str, model_id: str, run_id: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # A registry in a database looks for the model where this process tracks, whatever the client's address is.
-    before = mlflow.get_tracking_uri()
+    # Setting it sets MLFLOW_TRACKING_URI too, which later recipes of this process would go by; None unsets both.
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
