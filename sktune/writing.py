@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from sktune.data import Row
 from sktune.data.collate import padded
@@ -65,6 +66,8 @@ def write(
     prompts: Sequence[Sequence[int]],
     writing: Writing = GREEDILY,
     decoding: AbstractContextManager[Any] | None = None,
+    generate: Callable[..., torch.Tensor] | None = None,
+    as_written: Callable[[str], None] | None = None,
 ) -> list[str]:
     """What the tuned language model writes after each of several prompts, up to its end token.
 
@@ -73,6 +76,8 @@ def write(
         prompts: token ids, at least one each; read in one batch.
         writing: how.
         decoding: inside it alone the tokenizer is used; None: whenever it is needed.
+        generate: of the engine that runs the model; None: of the model, which is whole in this process.
+        as_written: is given what is written to a single prompt, piece by piece.
     """
     model, tokenizer = setup.model, setup.tokenizer
     pad, width, device = setup.collator.pad_token_id, max(map(len, prompts)), model.backbone.base.device
@@ -98,7 +103,10 @@ def write(
 
     # Not transformers' `stop_strings`, which wants to know every token's place in a text and fails for some tokenizers.
     criteria = StoppingCriteriaList([ended] if writing.stop else [])
-    written = model.generate(ids, mask, generation_config=config, stopping_criteria=criteria)
+    streamer = None if as_written is None else _Pieces(tokenizer, writing.stop, as_written)
+    written = (generate or model.generate)(
+        ids, mask, generation_config=config, stopping_criteria=criteria, streamer=streamer
+    )
     return [_ended(text, writing.stop).strip() for text in texts_of(written)]
 
 
@@ -106,3 +114,34 @@ def _ended(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the texts that end it."""
     places = [place for one in stop if (place := text.find(one)) >= 0]
     return text[: min(places)] if places else text
+
+
+class _Pieces(BaseStreamer):
+    """Hands on what is written as soon as it is sure to be in the text: characters that are whole, no end of it."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], as_written: Callable[[str], None]) -> None:
+        self.tokenizer, self.stop, self.as_written = tokenizer, stop, as_written
+        self.tokens: list[int] = []
+        self.prompt_is_past = False
+        self.given = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_is_past:
+            self.prompt_is_past = True
+            return
+        self.tokens += value.flatten().tolist()
+        text = self._text()
+        ends = (text[-size:] for size in range(1, len(text) + 1))
+        begun = max((len(end) for end in ends if any(one.startswith(end) for one in self.stop)), default=0)
+        self._give(text[: len(text) - begun].rstrip().rstrip("\ufffd"))
+
+    def end(self) -> None:
+        self._give(self._text().strip())
+
+    def _text(self) -> str:
+        return _ended(str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)), self.stop).lstrip()
+
+    def _give(self, text: str) -> None:
+        if len(text) > len(self.given):
+            self.as_written(text[len(self.given) :])
+            self.given = text

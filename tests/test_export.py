@@ -15,8 +15,9 @@ from test_upper_layers import FIELDS
 from tiny_models import TEXT, VOCABULARY, tiny_network, tiny_tokenizer
 from training_fixtures import BITS, ONE_RANK, TASKS, Sections, Workshop
 
+from sktune.answering import predict
 from sktune.cli import main
-from sktune.inference import load_trained, predict
+from sktune.inference import load_trained
 
 METHODS: dict[str, Sections] = {
     name: {"method": {"text": ..., "rank": ..., "name": name, **fields}}

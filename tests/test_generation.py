@@ -11,8 +11,8 @@ from tiny_models import CLOSING, DECODERS, PAD, TEXT, VOCABULARY_SIZE, batch, ke
 from training_fixtures import ONE_RANK, TASKS, Workshop
 
 import sktune
+from sktune.answering import predict
 from sktune.errors import UserError
-from sktune.inference import predict
 from sktune.methods.config import MethodConfig
 from sktune.model.attached import AttachedModel
 

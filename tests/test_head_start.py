@@ -27,8 +27,9 @@ from training_fixtures import (
 )
 
 import sktune
+from sktune.answering import predict
 from sktune.data import Collator
-from sktune.inference import evaluate_run, predict
+from sktune.inference import evaluate_run
 from sktune.methods.full.config import FullFineTuningConfig
 from sktune.methods.method import build_method
 from sktune.model.adapter import read_adapter

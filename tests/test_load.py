@@ -13,8 +13,9 @@ import yaml
 from training_fixtures import BITS, ONE_RANK, TASKS, Workshop
 
 import sktune
+from sktune.answering import Answer, predict
 from sktune.errors import UserError
-from sktune.inference import Answer, evaluate_run, load_trained, predict
+from sktune.inference import evaluate_run, load_trained
 from sktune.methods.config import MethodConfig
 from sktune.model.attached import AttachedModel
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from training_fixtures import ONE_RANK, ROOT, TASKS, TEST, Start, Workshop, deepspeed_command, summary_of
 
+from sktune.answering import predict
 from sktune.comparison.floor import constant_answer
 from sktune.data import Collator, RawSplits, Row, load_splits
-from sktune.inference import evaluate_run, predict
+from sktune.inference import evaluate_run
 from sktune.planning.activations import count_activations
 from sktune.planning.skeleton import find_skeleton
 from sktune.planning.trained_bytes import Engine

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_fixtures import TASKS, Workshop
+from training_fixtures import ROOT, TASKS, Start, Workshop, deepspeed_command
 
-from sktune import inference
+from sktune import answering
 from sktune.cli import main
+from sktune.tasks.token_classification.task import entities
 
 Capture = pytest.CaptureFixture[str]
 
@@ -84,9 +87,9 @@ def test_a_stopped_prediction_goes_on(
     run, file = str(workshop.output("run")), file_of_texts(workshop, tmp_path)
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     command = ["predict", run, str(file), "--output", str(resumed), "--resume", "--batch-size", "2"]
-    monkeypatch.setattr(inference, "BATCHES_SORTED", 1)  # the same batches, wherever it goes on
+    monkeypatch.setattr(answering, "BATCHES_SORTED", 1)  # the same batches, wherever it goes on
     assert main(["predict", run, str(file), "--output", str(whole), "--batch-size", "2"]) == 0
-    read = inference.answers_of
+    read = answering.answers_of
     calls: list[int] = []
 
     def killed(*arguments: Any) -> Any:
@@ -95,7 +98,7 @@ def test_a_stopped_prediction_goes_on(
             raise Killed
         return read(*arguments)
 
-    monkeypatch.setattr(inference, "answers_of", killed)
+    monkeypatch.setattr(answering, "answers_of", killed)
     with pytest.raises(Killed):
         main(command)
     assert not resumed.exists()
@@ -120,3 +123,79 @@ def test_only_the_likeliest_labels_are_shown(workshop: Workshop, capsys: Capture
     (every,), (one,) = answers(capsys, *run), answers(capsys, *run, "--top-k", "1")
     assert len(every["probabilities"]) == 2
     assert one["probabilities"] == {every["label"]: every["probabilities"][every["label"]]}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("task", ["generation", "sequence", "token"])
+def test_several_ranks_that_share_the_backbone_answer_as_one(
+    workshop: Workshop, capsys: Capture, tmp_path: Path, start: Start, task: str
+) -> None:
+    zero3 = {"distributed": {"deepspeed": "zero3"}}
+    workshop.train("run", TASKS[task], zero3)
+    run, file = str(workshop.output("run")), str(file_of_texts(workshop, tmp_path))
+    options = ["--batch-size", "2", *(["--max-new-tokens", "9", "--temperature", "1"] if task == "generation" else [])]
+    alone, output = answers(capsys, run, file, *options), tmp_path / "together.jsonl"
+    command = [ROOT / "launchers" / "predict.py", run, file, *options, "--output", str(output), "--resume"]
+    running = start(deepspeed_command(*command))
+    assert running.wait(120) == 0, running.output()[-3000:]
+    together = [json.loads(line) for line in output.read_text().splitlines()]
+    assert f"{len(alone)} answers: {output}" in running.output()
+    for one, other in zip(alone, together, strict=True):
+        assert one.pop("probabilities", {}) == pytest.approx(other.pop("probabilities", {}), abs=1e-5)
+        assert one == other
+
+
+def test_a_text_is_shown_while_it_is_written(workshop: Workshop, capsys: Capture) -> None:
+    workshop.train("run", TASKS["generation"])
+    command = ["predict", str(workshop.output("run")), "--text", "w4 w9", "--text", "w8"]
+    command += ["--max-new-tokens", "12", "--temperature", "5"]
+    pieces: list[str] = []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return super().write(text)
+
+    said: dict[str, str] = {}
+    for how in ("--stream", "--no-stream"):
+        with contextlib.redirect_stdout(Terminal()) as terminal:
+            assert main([*command, how, "--batch-size", "1"]) == 0
+        said[how] = terminal.getvalue()
+        if how == "--stream":
+            assert sum(bool(piece.strip()) for piece in pieces) > 12
+    first, second = answers(capsys, *command[1:], "--batch-size", "1")
+    assert said["--stream"].startswith(f"w4 w9\n  -> {first['generated']}\nw8\n  -> ")
+    # Each text is drawn alone, whether it is shown meanwhile or not.
+    assert said["--stream"] == said["--no-stream"]
+    assert said["--stream"].endswith(f"{second['generated']}\n")
+    stop = first["generated"].split()[2]
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        assert main([*command, "--stream", "--stop", stop]) == 0
+    assert terminal.getvalue().startswith(f"w4 w9\n  -> {first['generated'].partition(stop)[0].strip()}\nw8\n")
+    assert main([*command, "--stream", "--json"]) == 2
+    assert "not with --json or --output" in capsys.readouterr().err
+
+
+def test_entities_are_given_with_their_places(workshop: Workshop, capsys: Capture, tmp_path: Path) -> None:
+    workshop.train("run", {"training": {"max_steps": 20, "eval_steps": ...}})
+    text = "  w1   w2\tw15 w30, w12 w1 w1\u2003w19"
+    lines, columns = tmp_path / "a.txt", tmp_path / "a.conll"
+    lines.write_text(text + "\n")
+    columns.write_text("".join(f"{word}\n" for word in text.split()))
+    run = str(workshop.output("run"))
+    for arguments in (["--text", text], [str(lines)], [str(columns)]):
+        (found,) = answers(capsys, run, *arguments)
+        assert len(found["entities"]) > 2
+        for entity in found["entities"]:
+            assert found["text"][entity["start"] : entity["end"]] == entity["text"]
+        places = [entity["start"] for entity in found["entities"]]
+        assert places == sorted(set(places))
+
+
+def test_entities_of_words_with_words_in_between() -> None:
+    text = "New  York, New York\tState"
+    found = entities(text.split(), ["B-LOC", "I-LOC", "O", "B-LOC", "I-LOC"], text)
+    assert found == [
+        {"text": "New  York,", "type": "LOC", "start": 0, "end": 10},
+        {"text": "York\tState", "type": "LOC", "start": 15, "end": 25},
+    ]

@@ -35,12 +35,13 @@ from training_fixtures import (
 )
 
 import sktune
+from sktune.answering import predict
 from sktune.backbone import load_backbone, load_tokenizer
 from sktune.backbone.quantized import FrozenLinear
 from sktune.cli import main
 from sktune.comparison.results import read_results
 from sktune.data import Example
-from sktune.inference import evaluate_run, predict
+from sktune.inference import evaluate_run
 from sktune.methods.in_context.config import InContextConfig
 from sktune.methods.prompt_based.config import PromptBasedConfig
 from sktune.methods.template.demonstrations import Demonstrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,40 +62,51 @@ def write_answers(answers: Iterable[Mapping[str, Any]], path: Path) -> int:
     return count
 
 
-def kept_until_whole(
-    path: Path, key: str, answers_from: Callable[[int], Iterable[Mapping[str, Any]]]
-) -> Iterator[Mapping[str, Any]]:
-    """All answers, of which those of a command that was stopped are not made again; each is kept as it comes.
-
-    They are in `partial_file(path)`, for the caller to remove once the answers are written.
+def read_kept(path: Path, key: str) -> list[dict[str, Any]]:
+    """The answers that a command which was stopped has left in `partial_file(path)`, in order.
 
     Args:
         path: where the answers are to go.
         key: of all that they depend on.
-        answers_from: the answers from a question on, counted from 0.
 
     Raises:
         UserError: where what was kept belongs to something else.
     """
     partial = partial_file(path)
-    kept: list[Mapping[str, Any]] = []
-    if partial.is_file():
-        # A line that was cut off in the middle has no end.
-        lines = [line for line in partial.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        if lines and json.loads(lines[0]) != {"answers_to": key}:
-            raise UserError(
-                f"--resume: {partial} was begun with other texts, options or another adapter; remove it, or give "
-                "another --output"
-            )
-        kept = [json.loads(line) for line in lines[1:]]
+    if not partial.is_file():
+        return []
+    # A line that was cut off in the middle has no end.
+    lines = [line for line in partial.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    if lines and json.loads(lines[0]) != {"answers_to": key}:
+        raise UserError(
+            f"--resume: {partial} was begun with other texts, options or another adapter; remove it, or give "
+            "another --output"
+        )
+    kept = [json.loads(line) for line in lines[1:]]
+    if lines:
         logger.info("%d answers are there from before: %s", len(kept), partial)
+    return kept
+
+
+def kept_until_whole(
+    path: Path, key: str, kept: Sequence[Mapping[str, Any]], answers: Iterable[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    """All answers; each is kept in `partial_file(path)` as it comes, for the caller to remove once they are written.
+
+    Args:
+        path: where the answers are to go.
+        key: of all that they depend on.
+        kept: the first of them, of a command that was stopped.
+        answers: the others.
+    """
+    partial = partial_file(path)
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("w", encoding="utf-8") as file:
         for entry in ({"answers_to": key}, *kept):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         file.flush()
         yield from kept
-        for answer in answers_from(len(kept)):
+        for answer in answers:
             file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()
             yield answer

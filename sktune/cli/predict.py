@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import click
 from sktune.cli.arguments import OverridingCommand, is_override, with_logging, with_output
 from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS
-from sktune.process import guarded, join_ranks
+from sktune.process import guarded, join_ranks, leave
 from sktune.terminal import complain, say, say_json
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _EXAMPLES = """examples:
   sktune predict runs/sentiment reviews.csv data.text_column=review --output answers.jsonl
   sktune predict runs/sentiment reviews.csv --output answers.jsonl --resume --batch-size 64 --top-k 3
   sktune predict runs/instruct --text "Write a haiku." --temperature 0.8 --top-p 0.9 --max-new-tokens 60
+  deepspeed --num_gpus 2 launchers/predict.py runs/llama7b_conll news.conll --output tagged.conll
   sktune predict runs/ner news.conll --output tagged.conll --on-error skip
 """
 
@@ -72,6 +75,11 @@ _EXAMPLES = """examples:
 @click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens of this probability together.")
 @click.option("--stop", "stops", multiple=True, help="End a written text before this; may be given several times.")
 @click.option("--seed", type=int, default=0, help="Of what is drawn.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Show what is written to each text while it is written (default: where --text is answered on a terminal).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with every detail.")
 @with_logging
 def command(
@@ -91,6 +99,7 @@ def command(
     top_p: float,
     stops: tuple[str, ...],
     seed: int,
+    stream: bool | None,
     as_json: bool,
 ) -> int:
     """Answer new texts with a trained adapter.
@@ -107,73 +116,106 @@ def command(
     for option, value in (("--batch-size", batch_size), ("--top-k", top_k)):
         if value is not None and value < 1:
             raise click.UsageError(f"{option}: {value}; allowed: 1 or more", click.get_current_context())
+    if stream and (as_json or answers_file is not None):
+        raise click.UsageError(
+            "--stream shows texts on the terminal; not with --json or --output", click.get_current_context()
+        )
     changes = [item for item in overrides if is_override(item)]
     if batch_size is not None:
         changes.append(f"training.per_device_eval_batch_size={batch_size}")
-    source = files[0] if files else None
     how = (max_new_tokens, temperature, top_p, stops, seed)
-    skip = on_error == "skip"
-    return guarded(_run, output, changes, texts, pairs, source, format, skip, answers_file, resume, top_k, how, as_json)
+    asked = _Asked(texts, pairs, files[0] if files else None, format, on_error == "skip")
+    if stream is None:
+        stream = not files and not as_json and answers_file is None and sys.stdout.isatty()
+    shown = _Shown(answers_file, resume, top_k, stream, as_json)
+    how = (max_new_tokens, temperature, top_p, stops, seed)
+    return guarded(_run, output, changes, asked, how, shown)
 
 
-def _run(
-    output: Path,
-    overrides: Sequence[str],
-    texts: Sequence[str],
-    pairs: Sequence[str],
-    file: Path | None,
-    format: str,
-    skip: bool,
-    answers_file: Path | None,
-    resume: bool,
-    top_k: int | None,
-    how: tuple[Any, ...],
-    as_json: bool,
-) -> None:
-    if file is None and not texts:
+@dataclass(frozen=True)
+class _Asked:
+    """What is answered: texts of the command line, or a file."""
+
+    texts: Sequence[str]
+    pairs: Sequence[str]
+    file: Path | None
+    format: str
+    skip: bool
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Where answers go, and as what."""
+
+    file: Path | None
+    resume: bool
+    top_k: int | None
+    stream: bool
+    as_json: bool
+
+
+def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, ...], shown: _Shown) -> None:
+    if asked.file is None and not asked.texts:
         raise UserError("--text: nothing to predict; give --text, or a file")
-    ranks = join_ranks(1800)
-    from sktune.cli.answers import check_output, kept_until_whole, partial_file, write_answers
-    from sktune.inference import Answer, answer, predict
     from sktune.model.adapter import adapter_folder, read_recipe
+
+    recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
+    ranks = join_ranks(recipe.distributed.timeout_seconds)
+    from sktune.answering import answer, predict
+    from sktune.cli.answers import check_output, kept_until_whole, partial_file, read_kept, write_answers
     from sktune.writing import Writing
 
     writing = Writing(*how)
     writing.check()
-
-    recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
-    if answers_file is not None:
-        check_output(answers_file, words=recipe.task.reads_words)
-    if file is None:
+    if shown.stream and ranks.world_size > 1:
+        raise UserError(f"--stream: texts are written by {ranks.world_size} ranks at once; leave it out, or use one")
+    if shown.file is not None:
+        check_output(shown.file, words=recipe.task.reads_words)
+    as_written = partial(say, end="", flush=True) if shown.stream else None
+    kept: Sequence[Mapping[str, Any]] = ()
+    key = ""
+    if asked.file is None:
         # Bytes of the command line that are not UTF-8 come as lone surrogates, which no file and no terminal takes.
         first, second = (
             [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in given]
-            for given in (texts, pairs)
+            for given in (asked.texts, asked.pairs)
         )
-        answers: Iterator[Mapping[str, Any]] = predict(output, first, second or None, ranks, overrides, writing)
+        answers: Iterator[Mapping[str, Any]] = predict(
+            output, first, second or None, ranks, overrides, writing, as_written
+        )
     else:
-        questions = _of_file(file, format, recipe, overrides, skip)
-
-        def answers_from(number: int) -> Iterator[Mapping[str, Any]]:
-            return (
-                answer(output, questions[number:], ranks, overrides, writing) if number < len(questions) else iter(())
-            )
-
-        answers = answers_from(0)
-        if resume and answers_file is not None:
+        questions = _of_file(asked.file, asked.format, recipe, overrides, asked.skip)
+        if shown.resume and shown.file is not None:
+            file = shown.file
             key = _key(adapter_folder(output), overrides, questions, how)
-            answers = kept_until_whole(answers_file, key, answers_from)
-    if top_k is not None:
-        answers = (_likeliest(found, top_k) for found in answers)
-    if answers_file is not None:
-        complain(f"{write_answers(answers, answers_file)} answers: {answers_file}")
-        if resume:
-            partial_file(answers_file).unlink(missing_ok=True)
+            kept = ranks.on_main(lambda: read_kept(file, key)) or ()
+        rest = questions[ranks.broadcast(len(kept)) :]
+        answers = answer(output, rest, ranks, overrides, writing, as_written) if rest else iter(())
+    if not ranks.is_main:
+        for _ in answers:  # of which every rank makes its part
+            pass
+        leave()
         return
+    if shown.resume and shown.file is not None:
+        answers = kept_until_whole(shown.file, key, kept, answers)
+    if shown.top_k is not None:
+        answers = (_likeliest(found, shown.top_k) for found in answers)
+    if shown.file is not None:
+        complain(f"{write_answers(answers, shown.file)} answers: {shown.file}")
+        if shown.resume:
+            partial_file(shown.file).unlink(missing_ok=True)
+    else:
+        _print(answers, shown)
+    leave()
+
+
+def _print(answers: Iterator[Mapping[str, Any]], shown: _Shown) -> None:
+    from sktune.answering import Answer
+
     for found in answers:
-        if as_json:
+        if shown.as_json:
             say_json(found)
-        else:
+        elif not shown.stream:
             assert isinstance(found, Answer)
             say(found.line)
 

@@ -45,6 +45,16 @@ class DeepSpeedEngine:
         self._gathered.release()
         return output
 
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        if self._gathered is None:
+            return self.model.generate(input_ids, attention_mask, **options)
+        self._gathered.forget_what_to_release()
+        self._gathered.forget_order()
+        # A rank whose texts have ended goes on with the others until theirs have: they gather layers together.
+        written = self.model.generate(input_ids, attention_mask, synced_gpus=True, **options)
+        self._gathered.release()
+        return written
+
     def set_training(self, mode: bool) -> None:
         self.engine.train(mode)
 

@@ -22,6 +22,10 @@ class Engine(Protocol):
     """Forward, backward and update of a `TunedModel` on all ranks together."""
 
     def __call__(self, **batch: Any) -> TunedOutput: ...
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """As `TunedModel.generate`; each rank continues texts of its own, and waits for the longest of all."""
+        ...
+
     def set_training(self, mode: bool) -> None:
         """Dropout of adapter and head on or off."""
         ...

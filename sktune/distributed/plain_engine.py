@@ -29,6 +29,9 @@ class PlainEngine:
     def __call__(self, **batch: Any) -> TunedOutput:
         return self.model(**batch)
 
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self.model.generate(input_ids, attention_mask, **options)
+
     def set_training(self, mode: bool) -> None:
         self.model.train(mode)
 

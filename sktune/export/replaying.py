@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
+from sktune.answering import answers_of
 from sktune.data import Example
 from sktune.errors import UserError
 from sktune.export.trained import Trained
-from sktune.inference import answers_of
 from sktune.writing import prompt_of, write
 
 

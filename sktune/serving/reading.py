@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from sktune.answering import answers_of, example_of
 from sktune.backbone import Woven
 from sktune.backbone.attention import LayerKeyValues
 from sktune.data import Collator, Example, Row
 from sktune.data.collate import padded
 from sktune.errors import UserError
-from sktune.inference import answers_of, example_of
 from sktune.model.tuned_model import TunedOutput
 from sktune.serving.adapters import Served, Shelf
 from sktune.tasks.heads import LanguageHead, TrainedHead

@@ -35,7 +35,10 @@ class TokenClassificationConfig(WeighedConfig, HeadConfig):
             {
                 "words": ["Peter", "lives", "in", "New", "York"],
                 "tags": ["B-PER", "O", "O", "B-LOC", "I-LOC"],
-                "entities": [{"text": "Peter", "type": "PER"}, {"text": "New York", "type": "LOC"}],
+                "entities": [
+                    {"text": "Peter", "type": "PER", "start": 0, "end": 5},
+                    {"text": "New York", "type": "LOC", "start": 15, "end": 23},
+                ],
             },
         ),
     )

@@ -91,7 +91,11 @@ class TokenClassification(Task):
         read = zip(answers[rows[0].index], rows[0].word_pieces, strict=True)
         tags = [tag if piece >= 0 else None for tag, piece in read]
         shown = {"words": list(example.words), "tags": tags}
-        return {**shown, "entities": entities(example.words, tags)} if self.reads_entities else shown
+        return (
+            {**shown, "entities": entities(example.words, tags, example.text or " ".join(example.words))}
+            if self.reads_entities
+            else shown
+        )
 
     def line(self, shown: Mapping[str, Any]) -> str:
         if not self.reads_entities:
@@ -108,15 +112,28 @@ def _tags_of(examples: Sequence[Example]) -> list[list[str]]:
     return [[str(tag) for tag in example.reference] for example in examples]  # type: ignore[union-attr]
 
 
-def entities(words: Sequence[str], tags: Sequence[str | None]) -> list[dict[str, str]]:
-    """The entities that IOB2 tags spell out, as texts with their types; a word without a tag is in none."""
-    found: list[dict[str, str]] = []
+def entities(words: Sequence[str], tags: Sequence[str | None], text: str) -> list[dict[str, Any]]:
+    """The entities that IOB2 tags spell out; a word without a tag is in none.
+
+    Args:
+        words: of the text, in its order.
+        tags: of the words.
+        text: that the words are of, with whatever stands between them.
+
+    Returns:
+        Of each its `text`, as it stands there, its `type`, and where it starts and ends, in characters from the text's
+        beginning: `text[start:end]`.
+    """
+    found: list[dict[str, Any]] = []
     open_type: str | None = None
+    place = 0
     for word, tag in zip(words, tags, strict=True):
+        start = text.index(word, place)
+        place = start + len(word)
         mark, _, kind = (tag or OUTSIDE).partition("-")
         if mark == "I" and kind == open_type:
-            found[-1]["text"] += f" {word}"
+            found[-1] |= {"text": text[found[-1]["start"] : place], "end": place}
         elif mark in ("B", "I"):
-            found.append({"text": word, "type": kind})
+            found.append({"text": word, "type": kind, "start": start, "end": place})
         open_type = kind if mark in ("B", "I") else None
     return found
