@@ -40,6 +40,7 @@ MODEL_FOLDER = "mlflow_model"
 # Of an adapter's folder, which holds RECIPE_FILE too, and of a checkpoint's.
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_CARD = "adapter.json"
+ADAPTER_README = "README.md"
 OPTIMIZER_WEIGHTS = "optimizer.safetensors"
 PROGRESS_FILE = "progress.json"
 

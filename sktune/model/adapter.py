@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +15,75 @@ from safetensors.torch import load_file, save_file
 from sktune import __version__
 from sktune.backbone.model_files import unreadable_safetensors
 from sktune.errors import UserError
-from sktune.files import ADAPTER_CARD, ADAPTER_FOLDER, ADAPTER_WEIGHTS, RECIPE_FILE, read_json, whole, write_whole
+from sktune.files import (
+    ADAPTER_CARD,
+    ADAPTER_FOLDER,
+    ADAPTER_README,
+    ADAPTER_WEIGHTS,
+    RECIPE_FILE,
+    read_json,
+    whole,
+    write_whole,
+)
+from sktune.methods.config import MethodConfig
 from sktune.model.identity import IDENTITY
+from sktune.model.model_card import model_card
 from sktune.recipe import LoadedRecipe, load_recipe_document
 from sktune.recipe.document import read_document
 from sktune.recipe.extending import KEY as EXTENDS
+from sktune.sections import ModelSection, QuantizationSection
+from sktune.tasks.config import TaskConfig
 
 TRUST = "model.trust_remote_code"
 
 
-def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], card: Mapping[str, Any]) -> None:
-    """Writes weights (fp32 tensors on the CPU, by parameter name) and the card, with sktune's version in it."""
+def write_folder(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    model: ModelSection | None,
+    quantization: QuantizationSection | None,
+    method: MethodConfig,
+    task: TaskConfig,
+    labels: Sequence[str] | None,
+    metrics: Mapping[str, float],
+    belongs_to: Mapping[str, Any],
+    recipe: str,
+) -> None:
+    """Writes an adapter's folder: weights, what they belong to for sktune and for a reader, and a recipe.
+
+    Args:
+        folder: made where it is not there.
+        weights: fp32 tensors on the CPU, by parameter name.
+        model: the frozen model; None where it has no name.
+        quantization: of the frozen model.
+        method: that was trained.
+        task: that it was trained on.
+        labels: their names in order; None of a task without.
+        metrics: its scores.
+        belongs_to: see `identity`.
+        recipe: the recipe's file, as text.
+    """
     with whole(folder / ADAPTER_WEIGHTS) as partial:
         save_file(dict(weights), partial)
-    text = json.dumps({"sktune_version": __version__, **card}, indent=1, ensure_ascii=False)
-    write_whole(folder / ADAPTER_CARD, text)
-
-
-def adapter_card(
-    model: str | None,
-    method: str,
-    task: str,
-    labels: Sequence[str] | None,
-    weights: Mapping[str, torch.Tensor],
-    metrics: Mapping[str, float],
-) -> dict[str, Any]:
-    """What the card says of an adapter, wherever it was trained."""
-    return {
-        "model": model,
-        "method": method,
-        "task": task,
+    packed = quantization is not None and quantization.bits is not None
+    card = {
+        "sktune_version": __version__,
+        "model": None if model is None else model.name_or_path,
+        "revision": None if model is None else model.revision,
+        "dtype": None if model is None else model.dtype,
+        "quantization": quantization.model_dump(mode="json") if quantization is not None and packed else None,
+        "method": method.name,
+        "task": task.name,
         "labels": None if labels is None else list(labels),
         "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
         "metrics": dict(metrics),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        IDENTITY: dict(belongs_to),
     }
+    write_whole(folder / ADAPTER_CARD, json.dumps(card, indent=1, ensure_ascii=False))
+    write_whole(folder / ADAPTER_README, model_card(card, task, in_python=not method.answers_in_words))
+    write_whole(folder / RECIPE_FILE, recipe)
 
 
 def write_adapter(
@@ -60,9 +96,18 @@ def write_adapter(
 ) -> None:
     """Writes what a run has trained, and the recipe that rebuilds the rest around it."""
     recipe = loaded.recipe
-    card = adapter_card(recipe.model.name_or_path, recipe.method.name, recipe.task.name, labels, weights, metrics)
-    write_weights(folder, weights, {**card, IDENTITY: dict(belongs_to)})
-    write_whole(folder / RECIPE_FILE, loaded.whole_text())
+    write_folder(
+        folder,
+        weights,
+        model=recipe.model,
+        quantization=recipe.quantization,
+        method=recipe.method,
+        task=recipe.task,
+        labels=labels,
+        metrics=metrics,
+        belongs_to=belongs_to,
+        recipe=loaded.whole_text(),
+    )
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sktune.errors import UserError
 from sktune.methods.method import Method
 from sktune.model.continuing import continuing, original
 from sktune.model.given_model import Source, source_of
+from sktune.model.hub import push
 from sktune.model.identity import identity
 from sktune.model.saving import UNKNOWN_DATA, label_names, save_adapter
 from sktune.model.transformers_model import TransformersModel
@@ -248,6 +249,32 @@ class AttachedModel(TransformersModel):
     def save(self, folder: str | Path) -> Path:
         """`sktune.save_adapter`: the folder gives this model again with `sktune.load(folder)`."""
         return save_adapter(self, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload of an adapter by sktune",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Saves the adapter, with a model card, as a repository of the hub that `sktune.load(repo_id)` reads.
+
+        Args:
+            repo_id: `user/name`; made where it is not there.
+            commit_message: of the commit.
+            private: of a new repository; None: as the account says.
+            token: of the account; None: the one that `hf auth login` has kept.
+            revision: branch; None: the main one.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            UserError: where the hub refuses it or cannot be reached.
+        """
+        return push(self.save, repo_id, private=private, token=token, revision=revision, message=commit_message)
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """`save`, by the name that models of transformers and peft have."""

@@ -17,6 +17,7 @@ from sktune.model.adapter import adapter_folder, read_card, refuse_other_files
 from sktune.model.attach import attach, put_on
 from sktune.model.attached import AttachedModel
 from sktune.model.given_model import Source
+from sktune.model.hub import download_adapter, is_repository
 from sktune.model.identity import IDENTITY
 from sktune.model.saving import load_adapter
 from sktune.recipe import load_sections
@@ -31,22 +32,28 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> AttachedModel:
     """The tuned model of a folder, in evaluation mode, with the frozen model it was trained on.
 
     Args:
-        folder: of a recipe's run (its output.dir, or `adapter` in it), or of `save_adapter`.
+        folder: of a recipe's run (its output.dir, or `adapter` in it), or of `save_adapter`; or `user/name` on a hub,
+            where there is no such folder.
         model: the frozen model; None loads the one that the folder names, with its revision, dtype and quantization.
         tokenizer: the model's; None loads the one that the folder names.
         device: where the frozen model is loaded to; a given `model` stays where it is.
         trust_remote_code: whether code of the model's own repository may run; what the folder says of it is not heard.
+        revision: of an adapter on a hub: branch, tag or commit.
 
     Raises:
         UserError: where the folder holds no adapter; where model, tokenizer, method or task are not those that the
             adapter was trained with, each by name; and for prompt_based and in_context, whose template belongs to the
             data.
     """
-    place = adapter_folder(Path(folder))
+    on_hub = is_repository(folder)
+    if revision is not None and not on_hub:
+        raise UserError(f"revision: {folder} is a folder, and has none; leave it out")
+    place = download_adapter(str(folder), revision) if on_hub else adapter_folder(Path(folder))
     card = read_card(place)
     file = place / RECIPE_FILE
     refuse_other_files(file)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sktune.errors import UserError
-from sktune.files import ADAPTER_WEIGHTS, RECIPE_FILE, write_whole
-from sktune.model.adapter import adapter_card, read_card, read_weights, write_weights
+from sktune.files import ADAPTER_WEIGHTS
+from sktune.model.adapter import read_card, read_weights, write_folder
 from sktune.model.identity import IDENTITY, TOKENS, compare, drawn_tokens
 from sktune.model.tuned_model import TunedModel, fold_centre, put_weights
 from sktune.recipe.document import to_yaml
@@ -40,10 +40,18 @@ def save_adapter(model: AttachedModel, folder: str | Path) -> Path:
     weights = {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()}
     folded = fold_centre(weights | model.constants())
     labels = label_names(model.labels, model.num_labels)
-    name = None if model.source is None else model.source.model.name_or_path
-    card = adapter_card(name, model.method.config.name, model.task.name, labels, folded, {})
-    write_weights(path, folded, {**card, IDENTITY: model.belongs_to})
-    write_whole(path / RECIPE_FILE, to_yaml(escape(_recipe(model, path))))
+    write_folder(
+        path,
+        folded,
+        model=None if model.source is None else model.source.model,
+        quantization=None if model.source is None else model.source.quantization,
+        method=model.method.config,
+        task=model.task,
+        labels=labels,
+        metrics={},
+        belongs_to=model.belongs_to,
+        recipe=to_yaml(escape(_recipe(model, path))),
+    )
     return path
 
 

@@ -39,6 +39,8 @@ class TaskConfig(Section):
     """Each text (or pair) has one label of a set, which a template can ask for in words."""
     problem_type: ClassVar[str | None] = None
     """What transformers calls it in a model's configuration, where it has a name for it."""
+    hub_task: ClassVar[str | None] = None
+    """What a model hub calls it (`pipeline_tag`), where it has a name for it."""
     assumed_labels: ClassVar[int] = 1
     """How many labels `sktune plan` counts where the recipe does not list them."""
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = ()

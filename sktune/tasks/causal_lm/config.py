@@ -26,6 +26,7 @@ class CausalLMConfig(LabelledConfig):
     columns: ClassVar[frozenset[str]] = TEXT_COLUMNS | {"target_column"}
     has_head: ClassVar[bool] = False
     needs_language_model: ClassVar[bool] = True
+    hub_task: ClassVar[str | None] = "text-generation"
     assumed_labels: ClassVar[int] = 1
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         ({"text": "What is the capital of France?"}, {"generated": "Paris"}),

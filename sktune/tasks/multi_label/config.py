@@ -21,6 +21,7 @@ class MultiLabelConfig(LabelledConfig, PooledConfig):
     )
 
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    hub_task: ClassVar[str | None] = "text-classification"
     assumed_labels: ClassVar[int] = 8
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         (

@@ -19,6 +19,7 @@ class PairClassificationConfig(WeighedConfig, PooledConfig):
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
+    hub_task: ClassVar[str | None] = "text-classification"
     assumed_labels: ClassVar[int] = 3  # NLI's
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         (

@@ -17,6 +17,7 @@ class RegressionConfig(PooledConfig):
 
     reads_numbers: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "regression"
+    hub_task: ClassVar[str | None] = "text-classification"
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         ({"text": "The soup was cold and the waiter gone."}, {"value": 1.7}),
     )

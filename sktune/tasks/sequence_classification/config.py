@@ -22,6 +22,7 @@ class SequenceClassificationConfig(WeighedConfig, PooledConfig):
 
     one_label_per_text: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
+    hub_task: ClassVar[str | None] = "text-classification"
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         (
             {"text": "One of the best films I have seen in years."},

@@ -28,6 +28,7 @@ class TokenClassificationConfig(WeighedConfig, HeadConfig):
 
     columns: ClassVar[frozenset[str]] = frozenset({"words_column", "tags_column"})
     reads_words: ClassVar[bool] = True
+    hub_task: ClassVar[str | None] = "token-classification"
     assumed_labels: ClassVar[int] = 9  # CoNLL-2003's
     shown_as: ClassVar[Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]] = (
         (
