@@ -35,6 +35,8 @@ NOT_RUN = {
     "printf": "part of the tutorial, which runs",
     "eval ": "switches on completion, which tests/test_cli.py asks for its answers",
     "python benchmarks/": "takes hours; tests/test_benchmarks.py runs short forms",
+    "vllm serve": "a server of vLLM; tests/test_export_vllm.py asks one where there is one",
+    "python exported_vllm/client.py": "asks that server",
     "source ": "activates an environment",
     "docker": "needs Docker",
     "mlflow models serve": "a server of MLflow; tests/test_mlflow_model.py asks it",
@@ -115,7 +117,7 @@ def test_it_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def words_of(line: str) -> list[str]:
     """A command of sktune as its arguments, however it is started; empty for what is none."""
-    found = re.search(r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|compare)\.py)\s(?P<rest>.*)", line)
+    found = re.search(r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|predict|compare)\.py)\s(?P<rest>.*)", line)
     if line.startswith(tuple(NOT_RUN)) or found is None:
         return []
     return [*filter(None, [found["launcher"]]), *shlex.split(found["rest"], comments=True)]

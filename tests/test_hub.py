@@ -72,6 +72,9 @@ class Hub(BaseHTTPRequestHandler):
         return self.respond(200, {"commitUrl": f"{self.address}/commit/1", "commitOid": COMMIT, "success": True})
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/models/someone/films/tree/"):
+            tree = [{"type": "file", "path": n, "size": len(f), "oid": n} for n, f in self.files.items()]
+            return self.respond(200, tree)
         if self.path.startswith("/api/models/someone/films"):
             siblings = [{"rfilename": name} for name in self.files]
             return self.respond(200, {"id": "someone/films", "sha": COMMIT, "siblings": siblings})

@@ -34,6 +34,7 @@ def export(
     check: int | None = None,
     tolerance: float | None = None,
     register_as: str | None = None,
+    server: str | None = None,
 ) -> dict[str, Any]:
     """Writes the adapter of a finished run in another tool's form.
 
@@ -45,6 +46,7 @@ def export(
         check: replay so many examples of the test split through the target and compare.
         tolerance: largest difference of logits that is accepted, of the largest one; None: what the arithmetic of the
             recipe explains (`TOLERANCES`).
+        server: address of a server that the examples are replayed through, for a target that needs one.
         register_as: a name in MLflow's registry that the folder becomes the next version of.
 
     Returns:
@@ -63,7 +65,8 @@ def export(
         usage = module.write(trained, output)
         card = _card(trained, target)
         if check:
-            card["replayed"] = module.replay(trained, output, check)
+            through = {} if server is None else {"server": server}
+            card["replayed"] = module.replay(trained, output, check, **through)
         write_whole(output / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         write_whole(output / README, _readme(trained, card, usage))
         if check:

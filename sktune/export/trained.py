@@ -130,7 +130,7 @@ def plain_model(recipe: Recipe, kind: Any, *, folder: Path | None = None, **opti
         folder: of a checkpoint that is loaded in its place.
         options: of its `from_pretrained`.
     """
-    place, named = _place(recipe) if folder is None else (str(folder), dict[str, str]())
+    place, named = place_of(recipe) if folder is None else (str(folder), dict[str, str]())
     options |= named | {"dtype": getattr(torch, recipe.model.dtype)}
     options |= {"revision": recipe.model.revision} if folder is None else {}
     quantization = recipe.quantization
@@ -169,13 +169,13 @@ def save_plain(model: PreTrainedModel, folder: Path) -> None:
 
 def loading(recipe: Recipe, kind: str, more: str = "") -> str:
     """The line of Python that loads the frozen model by transformers."""
-    place, named = _place(recipe)
+    place, named = place_of(recipe)
     revision = {} if recipe.model.revision is None else {"revision": recipe.model.revision}
     options = "".join(f', {name}="{value}"' for name, value in {**named, **revision}.items())
     return f'base = {kind}.from_pretrained("{place}"{options}, dtype=torch.{recipe.model.dtype}{more}).eval()'
 
 
-def _place(recipe: Recipe) -> tuple[str, dict[str, str]]:
+def place_of(recipe: Recipe) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` is given: a folder or hub id, and a GGUF file in it."""
     model = recipe.model
     file = find_gguf(model.name_or_path, model.gguf_file, model.revision)
