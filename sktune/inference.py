@@ -18,9 +18,7 @@ from sktune.recipe import LoadedRecipe
 from sktune.training.evaluate import evaluate
 from sktune.training.output import kept_folder
 from sktune.training.report import write_predictions
-from sktune.training.setup import Setup, build_engine, prepare
-
-SPLITS = ("train", "validation", "test")
+from sktune.training.setup import SPLITS, Setup, build_engine, prepare
 
 
 def load_trained(

@@ -117,7 +117,9 @@ def test_it_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def words_of(line: str) -> list[str]:
     """A command of sktune as its arguments, however it is started; empty for what is none."""
-    found = re.search(r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|predict|compare)\.py)\s(?P<rest>.*)", line)
+    found = re.search(
+        r"(?:^|\s)(?:sktune|launchers/(?P<launcher>train|evaluate|predict|compare)\.py)\s(?P<rest>.*)", line
+    )
     if line.startswith(tuple(NOT_RUN)) or found is None:
         return []
     return [*filter(None, [found["launcher"]]), *shlex.split(found["rest"], comments=True)]

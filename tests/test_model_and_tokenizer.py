@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from tiny_models import TEXT, tiny_network, tiny_tokenizer
 from training_fixtures import TASKS, Sections, Workshop
 
 import sktune
+from sktune.cli import main
 
 SEQUENCE = TASKS["sequence"]
 
@@ -72,6 +76,32 @@ def test_a_token_without_an_embedding_is_refused_by_name(
     changes = folder_with(tmp_path, with_a_token_more())
     with pytest.raises(ValueError, match=rf"^model\.tokenizer: .* makes the token 'outside' \(id \d+\) of {where}"):
         workshop.train("run", SEQUENCE, changes, {"method": method}, data_with(tmp_path, word))
+
+
+def test_a_token_without_an_embedding_in_a_text_to_predict(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.train("run", SEQUENCE, folder_with(tmp_path, with_a_token_more()))
+    assert main(["predict", str(workshop.output("run")), "--text", "w1 outside"]) == 2
+    assert re.search(r"makes the token 'outside' \(id \d+\) of text 1, and", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ({"name": "sk_prefix", "text": "w1 " * 30}, "text"),
+        ({"name": "prefix_tuning", "text": ..., "rank": ..., "num_virtual_tokens": 30}, "num_virtual_tokens"),
+        ({"name": "prompt_tuning", "text": ..., "rank": ..., "num_virtual_tokens": 30}, "num_virtual_tokens"),
+    ],
+)
+def test_a_prompt_that_is_as_long_as_the_model_reads(
+    workshop: Workshop, tmp_path: Path, method: dict[str, Any], field: str
+) -> None:
+    shutil.copytree(workshop.base["model"]["name_or_path"], tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 30}))
+    with pytest.raises(ValueError, match=rf"^method\.{field}: a prompt of \d+ tokens leaves no room"):
+        workshop.train("run", SEQUENCE, {"model": {"name_or_path": str(tmp_path / "short")}, "method": method})
 
 
 def test_drawn_tokens_are_those_of_the_model() -> None:

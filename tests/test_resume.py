@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from training_fixtures import (
     BASELINES,
     BITS,
@@ -41,6 +42,7 @@ from training_fixtures import (
     tracked,
 )
 
+from sktune.errors import UserError
 from sktune.training.checkpoint import checkpoint_path, list_checkpoints
 
 RESUME: Sections = {"training": {"resume": "auto"}}
@@ -405,3 +407,18 @@ def test_resuming_with_another_model_of_the_same_shapes_is_refused(workshop: Wor
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
     with pytest.raises(ValueError, match=r"training\.resume: .*the model's configuration changed since"):
         workshop.train("run", changes, RESUME)
+
+
+def test_resuming_with_other_weights_in_the_same_place_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(workshop.base["model"]["name_or_path"], model)
+    changes: Sections = {"model": {"name_or_path": str(model)}}
+    workshop.train("run", changes, {"training": {"max_steps": 4}})
+    file, copy = model / "model.safetensors", tmp_path / "copy.safetensors"
+    weights = load_file(file)
+    shutil.copy(file, copy)
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"training\.resume: .*the model's weights, under the same name, changed since"):
+        workshop.train("run", changes, RESUME)
+    shutil.copy(copy, file)  # another file with the same content
+    assert workshop.train("run", changes, RESUME)["steps"] == 8

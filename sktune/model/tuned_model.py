@@ -60,7 +60,7 @@ def check_positions(recipe: Recipe, backbone: Backbone, prompt_length: int) -> N
     """
     limit = backbone.max_positions
     if limit is not None and limit - prompt_length < SHORTEST_INPUT:
-        field = "text" if "text" in type(recipe.method).model_fields else "num_virtual_tokens"
+        field = "text" if getattr(recipe.method, "text", None) is not None else "num_virtual_tokens"
         raise UserError(
             f"method.{field}: a prompt of {prompt_length} tokens leaves no room for an input in the {limit} positions "
             f"of {recipe.model.name_or_path}; shorten it"

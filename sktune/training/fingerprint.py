@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 
+from sktune.backbone.weights import weights_digest
 from sktune.data import RawSplits, Row
 from sktune.data.files import local_folder
 from sktune.errors import UserError
@@ -20,13 +21,21 @@ WITHOUT_MEANING = ("_name_or_path", "transformers_version", "dtype", "torch_dtyp
 """Of a model's configuration: a folder may be copied, and read with another version."""
 
 
+_REFUSED = {
+    "labels": "the labels, in names or order,",
+    "model": "the model's configuration",
+    "weights": "the model's weights, under the same name,",
+}
+
+
 def fingerprint(setup: Setup, train: Sequence[Row] | None, validation: Sequence[Row] | None) -> dict[str, str]:
-    """Digests of the labels, of the model's configuration, and of the rows of both splits as tokens and labels."""
+    """Digests of the labels, of the model's configuration and weights, and of both splits' tokens and labels."""
     config = setup.model.backbone.config.to_dict()
     shape = {key: value for key, value in config.items() if key not in WITHOUT_MEANING}
     return {
         "labels": digest(setup.labels),
         "model": digest(shape),
+        "weights": weights_digest(setup.recipe.model),
         "train": _digest_of_rows(train or ()),
         "validation": _digest_of_rows(validation or ()),
     }
@@ -58,7 +67,7 @@ def compare(before: Mapping[str, str], now: Mapping[str, str], checkpoint: str) 
         UserError: for other labels or another model, which the weights of the checkpoint do not belong to.
     """
     changed = {name for name, digest in before.items() if now[name] != digest}
-    for name, field in (("labels", "the labels, in names or order,"), ("model", "the model's configuration")):
+    for name, field in _REFUSED.items():
         if name in changed:
             raise UserError(
                 f"training.resume: {checkpoint} was trained with something else: {field} changed since. Give what the "

@@ -33,6 +33,8 @@ from sktune.training.sharding import Sharding, decide_sharding
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test")
+
 
 class Frozen(NamedTuple):
     """What the adapters of one model have in common."""
@@ -67,12 +69,17 @@ class Setup:
         return identity(model.backbone, self.tokenizer, model.method, task, count, self.labels)
 
     def encode(self, examples: Sequence[Example], split: str, scoring: bool = False) -> EncodedSplit:
-        """Rows of a split, encoded as this run's method and model read them."""
+        """Rows of a split (or of what messages are to call otherwise), encoded as this method and model read them."""
         backbone = self.model.backbone
         coder = coder_of(self.recipe, self.tokenizer, backbone.is_encoder, backbone.max_positions)
         encoded = self.task.encode(examples, coder, self.labels, split, scoring=scoring)
         texts = (row.input_ids for row in encoded.rows)
-        check_tokens(self.tokenizer, backbone.vocabulary_size, texts, f"a text of the {split} split")
+        check_tokens(
+            self.tokenizer,
+            backbone.vocabulary_size,
+            texts,
+            f"a text of the {split} split" if split in SPLITS else split,
+        )
         return encoded
 
     def encode_for_scoring(self, examples: Sequence[Example] | None, split: str) -> list[Row] | None:
