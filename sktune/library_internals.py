@@ -153,6 +153,9 @@ def mask_function(kernel: Kernel) -> Callable[..., Any]:
 DISABLED_LAYER = "_disable_adapters"
 """Attribute of peft's layers: true where they add nothing. Cause: `enable_adapters(False)`, which sets it, also ends
 the training of the layer's parameters."""
+ACTIVE_ADAPTER = "_active_adapter"
+"""Attribute of peft's layers: names of the adapters that are read. Cause: `set_adapter`, which sets it, also chooses
+whose parameters train."""
 
 
 def never_repack(module: nn.Module) -> None:

@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[Sections, ...]] = {
     "head": (TASKS["token"], {"method": {"name": "head_only", "text": ..., "rank": ...}}),
     "lora": (TASKS["sequence"], {"method": {"name": "lora", "text": ..., "rank": 2}}),
     "second_lora": (TASKS["token"], {"method": {"name": "lora", "text": ..., "rank": 2}}),
+    "ia3": (TASKS["token"], {"method": {"name": "ia3", "text": ..., "rank": ...}}),
 }
 OTHER_WORDS = {"people": "no", "places": "yes"}
 
@@ -186,8 +187,8 @@ def test_an_adapter_of_another_model_is_refused_by_name(
     assert "model's configuration is '0123456789abcdef' there" in refusal(f"--adapter=ner={other}")
     said = refusal(first, f"--adapter=ner={runs / 'token'}", "--adapter=x=nowhere")
     assert "nowhere: no trained adapter here" in said
-    said = refusal(f"--adapter=one={runs / 'lora'}", f"--adapter=two={runs / 'second_lora'}")
-    assert "lora of two is inside the model's own modules, and lora cannot be there too" in said
+    said = refusal(f"--adapter=one={runs / 'lora'}", f"--adapter=two={runs / 'ia3'}")
+    assert "ia3 of two is inside the model's own modules, and lora cannot be there too" in said
     assert "is given twice" in refusal(first, first)
     assert "must be NAME=FOLDER" in refusal(f"--adapter={runs / 'token'}")
     assert "'a b' is no name for an adapter" in refusal(f"--adapter=a b={runs / 'token'}")
@@ -253,7 +254,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 @pytest.fixture(scope="module")
 def server(serve: Serve, runs: Path) -> Server:
     """All runs but one at once, with small limits."""
-    adapters = [f"--adapter={name}={runs / name}" for name in RUNS if name != "second_lora"]
+    adapters = [f"--adapter={name}={runs / name}" for name in RUNS if name != "ia3"]
     return serve(*adapters, "--max-body=4000", "--max-texts=4", "--max-characters=100")
 
 
@@ -261,7 +262,7 @@ def test_requests_at_once_are_answered_each_by_its_adapter(
     server: Server, alone: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     generator = random.Random(3)
-    names = [name for name in RUNS if name != "second_lora"]
+    names = [name for name in RUNS if name != "ia3"]
     asked = [(generator.choice(names), generator.choice(TEXTS)) for _ in range(150)]
     with ThreadPoolExecutor(16) as clients:
         found = list(clients.map(lambda one: server.call("/predict", question(*one)), asked))
@@ -389,7 +390,10 @@ def test_with_a_token_adapters_come_and_go(
     status, said = add("lora", "lora")
     assert (status, said["method"]) == (201, "lora")
     assert add("lora", "lora")[0] == 409
-    assert add("again", "lora")[0] == 422  # one of peft's layers at a time
+    assert add("again", "lora")[0] == 201  # in the same layers of peft
+    again = server.call("/predict", question("again", TEXTS[0]), token=TOKEN)[1]["answers"]
+    assert close(again, [alone["lora", TEXTS[0]]])
+    assert server.call("/adapters/again", method="DELETE", token=TOKEN)[0] == 204
     assert close(server.call("/predict", body, token=TOKEN)[1]["answers"], [alone["lora", TEXTS[0]]])
     both = server.call("/predict", question("films", TEXTS[0]), token=TOKEN)[1]["answers"]
     assert close(both, [alone["sequence", TEXTS[0]]])  # beside the layers of the other one

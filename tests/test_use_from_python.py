@@ -191,8 +191,14 @@ def test_detaching_one_of_two_leaves_the_other_as_it_was(tokenizer, ids) -> None
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("first", [sktune.LoraConfig(), sktune.IA3Config(), sktune.TopLayersConfig(layers=1)])
-@pytest.mark.parametrize("second", [sktune.LoraConfig(alpha=64), PREFIX])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (sktune.IA3Config(), sktune.LoraConfig(alpha=64)),
+        (sktune.TopLayersConfig(layers=1), sktune.LoraConfig(alpha=64)),
+        (sktune.TopLayersConfig(layers=1), PREFIX),
+    ],
+)
 def test_a_second_method_does_not_freeze_or_replace_what_trains_inside_the_model(tokenizer, first, second) -> None:
     model = base()
     one = tuned(tokenizer, first, model)

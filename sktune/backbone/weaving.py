@@ -24,7 +24,7 @@ from sktune.backbone.attention import (
     GatedPrompt,
     LayerKeyValues,
 )
-from sktune.library_internals import DISABLED_LAYER, attention_of, set_attention
+from sktune.library_internals import ACTIVE_ADAPTER, DISABLED_LAYER, attention_of, set_attention
 
 
 class Woven(NamedTuple):
@@ -38,8 +38,8 @@ class Woven(NamedTuple):
     """Prompts that attention modules read beside the input (LLaMA-Adapter)."""
     behind: Sequence[tuple[str, nn.Module]] | None = None
     """Modules that the outputs of the model's modules go through (bottleneck adapters)."""
-    layers: Sequence[str] | None = None
-    """peft's layers inside the model, which add nothing outside a pass."""
+    layers: Sequence[tuple[str, str]] | None = None
+    """peft's layers inside the model, which add nothing outside a pass, and the adapter in each that is read."""
 
 
 NOTHING = Woven()
@@ -146,8 +146,9 @@ class Pass:
             stack.enter_context(attribute(of(name), PREFIX_ATTRIBUTE, key_values))
         for name, prompt in self.woven.gated or ():
             stack.enter_context(attribute(of(name), GATED_ATTRIBUTE, prompt))
-        for name in self.woven.layers or ():
+        for name, adapter in self.woven.layers or ():
             stack.enter_context(attribute(of(name), DISABLED_LAYER, False))
+            stack.enter_context(attribute(of(name), ACTIVE_ADAPTER, [adapter]))
         for name, module in self.woven.behind or ():
             handle = of(name).register_forward_hook(lambda _, inputs, output, behind=module: behind(output))
             stack.callback(handle.remove)

@@ -30,8 +30,8 @@ class MethodConfig(Section):
     """It has parameters of its own, besides the head's."""
     trains_backbone: ClassVar[bool] = False
     """What it trains are the model's own weights, which must be unquantized float32."""
-    one_per_model: ClassVar[bool] = False
-    """It puts layers into the model's own modules, which hold those of one adapter at a time."""
+    inside_model: ClassVar[bool] = False
+    """It puts layers of peft around the model's own, which hold adapters of one kind."""
     answers_in_words: ClassVar[bool] = False
     """The language model's own head answers with a word; no head is built."""
     scores_only: ClassVar[bool] = False

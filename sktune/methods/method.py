@@ -60,6 +60,8 @@ class Method(nn.Module):
     """Positions in front of the input, of the prompt or the prefix."""
     config: MethodConfig
     """The section it was built from, put here by `build_method`."""
+    peft_adapter: str | None = None
+    """The name that its layers of peft have inside the model, where it puts some there."""
     _made: tuple[Hashable, Woven] | None = None
     _read_once: Any = None
     """What the frozen model makes of the text, where that is a constant."""

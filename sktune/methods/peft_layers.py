@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import NamedTuple
 
 from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -30,56 +33,97 @@ def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
     return rf"{re.escape(blocks)}\.({'|'.join(map(str, range(below)))})\..*"
 
 
-def refuse_peft_layers(model: nn.Module) -> None:
-    """Refuses a model that has layers of peft already.
-
-    Raises:
-        UserError: with how to take them out.
-    """
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise UserError(
-            "method.name: this model already has layers of peft in it (of another method, or an adapter of its own), "
-            "which a second method would freeze or replace; take them out first, with sktune.detach(tuned) or peft's "
-            "unload(), or load the model again"
-        )
+_CONTAINERS = re.compile(r"\.(?:lora_\w+|ia3_l)\.(\w+)(?=\.|$)")
+"""What holds the parts of a layer by the adapter's name, which is the group."""
+_KINDS = {"lora": LoraLayer, "ia3": IA3Layer}
+FIRST = "default"
+"""Name of the first adapter in a model, and of every adapter where it is saved."""
 
 
-def remove_peft_layers(model: nn.Module) -> None:
-    """Puts the layers that peft's stand around back into their places."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    for name, layer in layers:
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
-    model.__dict__.pop("peft_config", None)
+def adapter_of(parameter: str) -> str | None:
+    """The adapter that a parameter belongs to, by its name; None for all that is not peft's."""
+    found = _CONTAINERS.search(parameter)
+    return None if found is None else found.group(1)
+
+
+def renamed(parameter: str, adapter: str) -> str:
+    """The name of the same parameter of another adapter."""
+    found = _CONTAINERS.search(parameter)
+    return parameter if found is None else parameter[: found.start(1)] + adapter + parameter[found.end(1) :]
+
+
+def adapters_in(model: nn.Module) -> set[str]:
+    """Names of the adapters whose layers are in a model."""
+    return {name for layer in _layers(model).values() for name in _names_in(layer)}
+
+
+def _layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _names_in(layer: BaseTunerLayer) -> set[str]:
+    return {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
+
+
+def remove_peft_layers(model: nn.Module, adapters: set[str]) -> None:
+    """Takes adapters out of a model's layers of peft; what no other adapter is in is put back into its place."""
+    for name, layer in _layers(model).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the adapter that is active outside a pass, which means nothing here
+            for adapter in adapters & _names_in(layer):
+                layer.delete_adapter(adapter)
+        if not _names_in(layer):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+    known = model.__dict__.get("peft_config", {})
+    for adapter in adapters:
+        known.pop(adapter, None)
+    if not known:
+        model.__dict__.pop("peft_config", None)
 
 
 class Inserted(NamedTuple):
-    """peft's layers in a model: their names in it, and what trains, fp32."""
+    """An adapter of peft in a model: its name, its places (layer, name), and what trains, fp32."""
 
-    names: list[str]
+    adapter: str
+    places: list[tuple[str, str]]
     parameters: list[nn.Parameter]
 
 
 def inject(config: PeftConfig, backbone: Backbone, name: str) -> Inserted:
     """Puts peft's layers around the backbone's; what they train is named and saved with the backbone's modules.
 
-    They add nothing outside a pass.
+    They add nothing outside a pass. Adapters of one kind share layers, each under a name of its own.
 
     Raises:
-        UserError: where peft knows no target modules for the family, or finds none of those named.
+        UserError: where peft knows no target modules for the family, or finds none of those named, and for a model
+            with layers of another kind.
     """
-    refuse_peft_layers(backbone.model)
+    model = backbone.model
+    if any(not isinstance(layer, _KINDS[name]) for layer in _layers(model).values()):
+        raise UserError(
+            f"method.name: this model has layers of another method of peft in it, inside which {name} would not "
+            "find its own; take that method off with sktune.detach(tuned), or load the model again"
+        )
+    taken, trains = adapters_in(model), [p for p in model.parameters() if p.requires_grad]
+    adapter = next(n for n in (FIRST, *(f"adapter_{k}" for k in range(2, len(taken) + 3))) if n not in taken)
     try:
-        inject_adapter_in_model(config, backbone.model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter_name=adapter)
     except ValueError as error:
         kinds = sorted({key.rsplit(".", 1)[-1] for key in backbone.linear_names()})
         raise UserError(
             f"method.target_modules: peft cannot place {name} in this {backbone.family}: "
             f"{str(error).splitlines()[0]}; name some of its linear layers: {', '.join(kinds)}"
         ) from error
-    backbone.model.requires_grad_(False)
-    train_in_fp32(backbone, [p for key, p in backbone.model.named_parameters() if f".{name}_" in key])
-    layers = {key: module for key, module in backbone.model.named_modules() if isinstance(module, BaseTunerLayer)}
-    for module in layers.values():
-        module.__dict__[DISABLED_LAYER] = True
-    return Inserted(list(layers), [p for p in backbone.model.parameters() if p.requires_grad])
+    model.requires_grad_(False)
+    own = [p for key, p in model.named_parameters() if adapter_of(key) == adapter]
+    train_in_fp32(backbone, own)
+    for parameter in trains:
+        parameter.requires_grad_(True)
+    layers = _layers(model)
+    for layer in layers.values():
+        layer.__dict__[DISABLED_LAYER] = True
+    own = [p for key, p in model.named_parameters() if adapter_of(key) == adapter]
+    return Inserted(adapter, [(key, adapter) for key, layer in layers.items() if adapter in _names_in(layer)], own)

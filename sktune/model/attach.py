@@ -13,7 +13,7 @@ from sktune.errors import UserError
 from sktune.library_internals import attention_of
 from sktune.methods.config import MethodConfig
 from sktune.methods.method import build_method
-from sktune.methods.peft_layers import refuse_peft_layers, remove_peft_layers
+from sktune.methods.peft_layers import adapters_in, remove_peft_layers
 from sktune.model.attached import AttachedModel
 from sktune.model.continuing import original
 from sktune.model.given_model import Source
@@ -60,11 +60,17 @@ def attach(
 
     Raises:
         UserError: where model, task, method and labels do not fit together, in the words of a recipe; for prompt_based
-            and in_context, whose template belongs to the data; for a model with a head of its own or layers of peft,
-            and one inside which another method trains; where the method does not read as the plain model does.
+            and in_context, whose template belongs to the data; for a model with a head of its own or layers of peft of
+            its own; for a second method where one trains the model's own weights; where the method does not read as
+            the plain model does.
     """
     refuse_other_models(model)
-    refuse_peft_layers(model)
+    others = list(_attached.get(model, ()))
+    if adapters_in(model) - {other.method.peft_adapter for other in others}:
+        raise UserError(
+            "attach: this model has layers of peft in it, of an adapter of its own, which would stay frozen; take them "
+            "out first with peft's unload(), or load the model again"
+        )
     if task is None:
         if model is getattr(model, model.base_model_prefix, model):
             raise UserError(f"attach: name a task for this model: {', '.join(TASKS)}")
@@ -79,19 +85,24 @@ def attach(
             f"attach: the sliding window of {model.config.model_type} would hide the prefix of {method.name} from "
             "flash-attention; load the model with attn_implementation='sdpa' or 'eager'"
         )
-    if _attached.get(model) and any(parameter.requires_grad for parameter in model.parameters()):
+    if others and any(one.trains_backbone for one in (method, *(other.method.config for other in others))):
         raise UserError(
-            "attach: another method trains inside this model, and a second one would freeze what it trains; take it "
-            "off with sktune.detach(tuned), or load the model again"
+            "attach: a method that trains the model's own weights has it for itself; take the others off with "
+            "sktune.detach(tuned), or load the model again"
         )
+    training = [parameter for other in others for parameter in other.parameters_to_train()]
+    before = adapters_in(model)
     backbone = Backbone(model, attn_implementation=kernel, gradient_checkpointing=gradient_checkpointing)
     try:
         tuned = put_on(backbone, tokenizer, method, section, count, names)
     except UserError:
-        remove_peft_layers(model)
-        if not _attached.get(model):
+        remove_peft_layers(model, adapters_in(model) - before)
+        if not others:
             backbone.release()  # what was refused leaves the model as it was
         raise
+    finally:
+        for parameter in training:
+            parameter.requires_grad_(True)
     if check_step_zero:
         try:
             try_step_zero(tuned, tokenizer, next(model.parameters()).device)
@@ -148,7 +159,8 @@ def detach(tuned: AttachedModel) -> PreTrainedModel:
         raise UserError("detach: this model was detached before")
     tuned.detached = True
     model = tuned.backbone.model
-    remove_peft_layers(model)
+    if tuned.method.peft_adapter is not None:
+        remove_peft_layers(model, {tuned.method.peft_adapter})
     others = _attached.get(model, WeakSet())
     others.discard(tuned)
     if not others:

@@ -12,6 +12,7 @@ from torch import nn
 from sktune.backbone import Backbone
 from sktune.errors import UserError
 from sktune.methods.method import Method
+from sktune.methods.peft_layers import adapter_of, renamed
 from sktune.model.tuned_model import TunedModel
 from sktune.tasks.heads import Head, LanguageHead
 from sktune.terminal import say
@@ -27,6 +28,7 @@ class TransformersModel(TunedModel):
 
     def __init__(self, backbone: Backbone, method: Method, head: Head) -> None:
         super().__init__(backbone, method, head)
+        self.register_load_state_dict_pre_hook(_as_in_modules)
         self.register_load_state_dict_post_hook(_without_frozen)
 
     def parameters_to_train(self) -> list[nn.Parameter]:
@@ -114,10 +116,18 @@ class TransformersModel(TunedModel):
         self.backbone.gradient_checkpointing = False
 
 
+def _as_in_modules(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Names of a state, which are those of a model's first adapter, become those of this one."""
+    assert isinstance(module, TransformersModel)
+    if module.method.peft_adapter is not None:
+        for key in [key for key in state if key.startswith(prefix) and adapter_of(key) is not None]:
+            state[renamed(key, module.method.peft_adapter)] = state.pop(key)
+
+
 def _without_frozen(module: nn.Module, incompatible: Any) -> None:
     """Of keys that a state lacks, those of the frozen model are as they should be."""
     assert isinstance(module, TransformersModel)
-    expected = set(module.state_dict())
+    expected = {name for name in module.state_dict() if adapter_of(name) is None} | {*module.own_parameters()}
     frozen = {f"backbone.{name}" for name in module.backbone.state_dict()} - expected
     incompatible.missing_keys[:] = [
         key for key in incompatible.missing_keys if key[max(key.find("backbone."), 0) :] not in frozen

@@ -20,6 +20,7 @@ from sktune.backbone.lower_blocks import passed_over, read_lower, release
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
+from sktune.methods.peft_layers import FIRST, adapter_of, renamed
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
 from sktune.tasks.heads import Head, LanguageHead, TrainedHead, summed_features
@@ -88,7 +89,12 @@ class TunedModel(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name; fp32, all of them."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {renamed(name, FIRST): p for name, p in self.own_parameters().items()}
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by their names as modules, without those of other adapters inside the model."""
+        training = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {name: p for name, p in training.items() if adapter_of(name) in (None, self.method.peft_adapter)}
 
     def constants(self) -> dict[str, torch.Tensor]:
         """What a run sets once and goes on with: the head's centre; on the CPU, by name."""
@@ -141,7 +147,7 @@ class TunedModel(nn.Module):
                 packed |= {id(p): 0 for p in module.parameters()} | {id(module.weight): module.weight_elements}
                 if module.bias is not None:
                     packed[id(module.bias)] = module.out_features
-        trainable = sum(_logical_size(p) for p in self.parameters() if p.requires_grad)
+        trainable = sum(_logical_size(p) for p in self.own_parameters().values())
         held = sum(packed.get(id(p), _logical_size(p)) for p in self.parameters())
         return trainable, held + self.backbone.left_out_elements
 

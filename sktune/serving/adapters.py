@@ -19,7 +19,7 @@ from sktune.backbone.placement import OneProcess
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import remove_peft_layers
+from sktune.methods.peft_layers import adapter_of, adapters_in, remove_peft_layers
 from sktune.model.adapter import adapter_folder, read_adapter, read_card, read_recipe
 from sktune.model.identity import IDENTITY, MODEL, VOCABULARY
 from sktune.model.saving import put_adapter
@@ -35,7 +35,7 @@ class Constant(Method):
 
     def __init__(self, method: Method, woven: Woven) -> None:
         super().__init__()
-        self.config, self.positions = method.config, method.positions
+        self.config, self.positions, self.peft_adapter = method.config, method.positions, method.peft_adapter
         self._woven = woven
 
     def forward(self, backbone: Backbone) -> Woven:
@@ -158,8 +158,9 @@ class Shelf(Mapping[str, Served]):
         """
         if name not in self._served:
             raise UserError(f"{name}: there is no adapter of this name; there are: {', '.join(self._served)}")
-        if self._served.pop(name).setup.recipe.method.one_per_model:
-            remove_peft_layers(self._frozen.backbone.model)
+        method = self._served.pop(name).setup.model.method
+        if method.peft_adapter is not None:
+            remove_peft_layers(self._frozen.backbone.model, {method.peft_adapter})
         give_back_freed_memory()
 
     def _read(self, name: str, folder: Path) -> _Found:
@@ -185,7 +186,8 @@ class Shelf(Mapping[str, Served]):
                 "start a server for it alone"
             )
         for other in others:
-            if other.recipe.method.trains_backbone or (method.one_per_model and other.recipe.method.one_per_model):
+            there = other.recipe.method
+            if there.trains_backbone or (method.inside_model and there.inside_model and method.name != there.name):
                 raise UserError(
                     f"{found.place}: {other.recipe.method.name} of {other.name} is inside the model's own modules, and "
                     f"{method.name} cannot be there too; start another server for it"
@@ -196,6 +198,7 @@ class Shelf(Mapping[str, Served]):
         model: PreTrainedModel = backbone.model if found.recipe.needs_language_model else backbone.base
         own = Backbone(model, attn_implementation=backbone.attn_implementation)
         _, labels = read_adapter(found.folder)
+        before = adapters_in(backbone.model)
         try:
             with self.encoding, torch.no_grad():
                 frozen = Frozen(own, self._frozen.tokenizer)
@@ -204,8 +207,7 @@ class Shelf(Mapping[str, Served]):
                 setup.model.to(self._ranks.device).eval()
                 woven = _copied(setup.model.woven(), backbone.dtype)
         except BaseException:
-            if found.recipe.method.one_per_model:
-                remove_peft_layers(backbone.model)
+            remove_peft_layers(backbone.model, adapters_in(backbone.model) - before)
             raise
         setup.model.method = Constant(setup.model.method, woven)
         served = Served(found.name, found.folder, setup, woven, _size(setup, woven))
@@ -259,6 +261,5 @@ def _size(setup: Setup, woven: Woven) -> int:
     tensors += [] if woven.prompt is None else [woven.prompt]
     tensors += [tensor for _, parts in (*(woven.prefix or ()), *(woven.gated or ())) for tensor in parts]
     tensors += [parameter for _, module in woven.behind or () for parameter in module.parameters()]
-    if setup.recipe.method.one_per_model:
-        tensors += [parameter for parameter in setup.model.backbone.parameters() if parameter.requires_grad]
+    tensors += [p for name, p in setup.model.own_parameters().items() if adapter_of(name) is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

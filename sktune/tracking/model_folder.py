@@ -93,7 +93,7 @@ def _kind(value: Any) -> Any:
     if isinstance(value, str):
         return DataType.string
     if isinstance(value, int | float):
-        return DataType.double
+        return DataType.long if isinstance(value, int) else DataType.double
     if isinstance(value, Mapping):
         # Labels and their probabilities: whatever the labels are.
         if all(isinstance(item, float) for item in value.values()):

@@ -19,7 +19,7 @@ class IA3Config(UpperLayersConfig):
 
     name: Literal["ia3"] = "ia3"
 
-    one_per_model: ClassVar[bool] = True
+    inside_model: ClassVar[bool] = True
     target_modules: tuple[str, ...] | None = Field(
         None,
         description="Ends of layers' names, or [all-linear]; null: keys, values and feed-forward of the family.",

@@ -26,8 +26,8 @@ class IA3(Method):
             exclude_modules=lower_blocks(backbone, config.layers),
         )
         inserted = inject(layers, backbone, "ia3")
-        self.inserted = inserted.names
+        self.peft_adapter, self.layers = inserted.adapter, inserted.places
         without_decay(inserted.parameters)
 
     def weave(self, backbone: Backbone) -> Woven:
-        return Woven(layers=self.inserted)
+        return Woven(layers=self.layers)

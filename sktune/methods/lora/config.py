@@ -17,7 +17,7 @@ class LoraConfig(UpperLayersConfig):
     name: Literal["lora"] = "lora"
 
     known_as: ClassVar[Mapping[str, str]] = {"qlora": "with quantization.load_in_4bit: true"}
-    one_per_model: ClassVar[bool] = True
+    inside_model: ClassVar[bool] = True
     rank: int = Field(8, ge=1, description="Of the updates.")
     alpha: int = Field(16, ge=1, description="Updates are scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On what the updates read.")

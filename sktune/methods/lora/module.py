@@ -26,9 +26,11 @@ class Lora(Method):
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )
-        self.inserted = inject(layers, backbone, "lora").names
+        inserted = inject(layers, backbone, "lora")
+        self.peft_adapter, self.layers = inserted.adapter, inserted.places
         if config.dropout:
-            backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(".lora_dropout"))
+            own = f".lora_dropout.{self.peft_adapter}"
+            backbone.let_train(m for key, m in backbone.model.named_modules() if key.endswith(own))
 
     def weave(self, backbone: Backbone) -> Woven:
-        return Woven(layers=self.inserted)
+        return Woven(layers=self.layers)
