@@ -71,6 +71,7 @@ TRAINED = {
     "smollm2_film_reviews": (),
     "sentiment": (),
     "smollm2_film_reviews_words": ("task={name: causal_lm, label_words: {negative: negative, positive: positive}}",),
+    "smollm2_film_reviews_written": ("task={name: causal_lm}", "data.target_column=label"),
     "smollm2_film_reviews_prompt": (
         "method={name: sk_prompt, text: 'Is it good or bad?', rank: 4}",
         "task={name: causal_lm, label_words: {negative: negative, positive: positive}}",

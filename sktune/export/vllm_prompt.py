@@ -45,13 +45,13 @@ def write(trained: Trained, folder: Path) -> Usage:
     model, recipe = trained.setup.model, trained.recipe
     if trained.woven.prompt is None:
         raise UserError(
-            f"{trained.folder}: vLLM takes embeddings in front of a text, and {trained.method} is none of those; train "
-            "sk_prompt, prompt_tuning or p_tuning"
+            f"{trained.folder}: vLLM takes embeddings in front of a text, and {trained.method} is none of those; train a "
+            "method that puts a prompt in front of the input (`sktune list methods`)"
         )
     if not isinstance(model.head, LanguageHead):
         raise UserError(
             f"{trained.folder}: {recipe.task.name} answers with a head of its own, which a server of texts does not "
-            "have; train task.name=causal_lm (with task.label_words for labels), or use `--to transformers`"
+            "have; train a task that the language model answers (`sktune list tasks`), or use `--to transformers`"
         )
     template = PromptTemplate.of(recipe.data)
     opening = _opening(trained, template)

@@ -7,8 +7,6 @@ import warnings
 from typing import NamedTuple
 
 from peft import PeftConfig, inject_adapter_in_model
-from peft.tuners.ia3 import IA3Layer
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -35,7 +33,6 @@ def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
 
 _CONTAINERS = re.compile(r"\.(?:lora_\w+|ia3_l)\.(\w+)(?=\.|$)")
 """What holds the parts of a layer by the adapter's name, which is the group."""
-_KINDS = {"lora": LoraLayer, "ia3": IA3Layer}
 FIRST = "default"
 """Name of the first adapter in a model, and of every adapter where it is saved."""
 
@@ -90,17 +87,23 @@ class Inserted(NamedTuple):
     parameters: list[nn.Parameter]
 
 
-def inject(config: PeftConfig, backbone: Backbone, name: str) -> Inserted:
+def inject(config: PeftConfig, backbone: Backbone, name: str, kind: type[BaseTunerLayer]) -> Inserted:
     """Puts peft's layers around the backbone's; what they train is named and saved with the backbone's modules.
 
     They add nothing outside a pass. Adapters of one kind share layers, each under a name of its own.
+
+    Args:
+        config: peft's.
+        backbone: gets the layers.
+        name: of the method.
+        kind: of the layers.
 
     Raises:
         UserError: where peft knows no target modules for the family, or finds none of those named, and for a model
             with layers of another kind.
     """
     model = backbone.model
-    if any(not isinstance(layer, _KINDS[name]) for layer in _layers(model).values()):
+    if any(not isinstance(layer, kind) for layer in _layers(model).values()):
         raise UserError(
             f"method.name: this model has layers of another method of peft in it, inside which {name} would not "
             "find its own; take that method off with sktune.detach(tuned), or load the model again"

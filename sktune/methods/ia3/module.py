@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+from peft.tuners.ia3 import IA3Layer
 
 from sktune.backbone import Backbone, Woven
 from sktune.methods.ia3.config import IA3Config
@@ -25,7 +26,7 @@ class IA3(Method):
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )
-        inserted = inject(layers, backbone, "ia3")
+        inserted = inject(layers, backbone, config.name, IA3Layer)
         self.peft_adapter, self.layers = inserted.adapter, inserted.places
         without_decay(inserted.parameters)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+from peft.tuners.lora import LoraLayer
 
 from sktune.backbone import Backbone, Woven
 from sktune.methods.lora.config import LoraConfig
@@ -26,7 +27,7 @@ class Lora(Method):
             fan_in_fan_out=backbone.stores_transposed,
             exclude_modules=lower_blocks(backbone, config.layers),
         )
-        inserted = inject(layers, backbone, "lora")
+        inserted = inject(layers, backbone, config.name, LoraLayer)
         self.peft_adapter, self.layers = inserted.adapter, inserted.places
         if config.dropout:
             own = f".lora_dropout.{self.peft_adapter}"
