@@ -103,3 +103,11 @@ def test_the_load_test_of_serve_loses_and_mixes_up_nothing(tmp_path: Path) -> No
     assert found["memory"]["ratio"] == pytest.approx(1, abs=0.1)
     assert all(set(clients) == {"1", "8", "32"} for clients in found["speed"].values())
     assert len(found["speed"]) == 3
+
+
+def test_the_benchmark_of_predict_writes_what_transformers_writes() -> None:
+    """It ends with an error where the texts differ; how fast they are is no matter here."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict.py"), "--small"]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "tokens a second of 8 texts at once, of transformers' generate: " in done.stdout

@@ -45,8 +45,8 @@ def write(trained: Trained, folder: Path) -> Usage:
     model, recipe = trained.setup.model, trained.recipe
     if trained.woven.prompt is None:
         raise UserError(
-            f"{trained.folder}: vLLM takes embeddings in front of a text, and {trained.method} is none of those; train a "
-            "method that puts a prompt in front of the input (`sktune list methods`)"
+            f"{trained.folder}: vLLM takes embeddings in front of a text, and {trained.method} is none of those; "
+            "train a method that puts a prompt in front of the input (`sktune list methods`)"
         )
     if not isinstance(model.head, LanguageHead):
         raise UserError(
