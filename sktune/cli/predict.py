@@ -123,7 +123,6 @@ def command(
     changes = [item for item in overrides if is_override(item)]
     if batch_size is not None:
         changes.append(f"training.per_device_eval_batch_size={batch_size}")
-    how = (max_new_tokens, temperature, top_p, stops, seed)
     asked = _Asked(texts, pairs, files[0] if files else None, format, on_error == "skip")
     if stream is None:
         stream = not files and not as_json and answers_file is None and sys.stdout.isatty()
