@@ -8,7 +8,7 @@ target is added by a line here.
 TARGETS = {
     "peft": "sktune.export.peft_folder",
     "transformers": "sktune.export.key_values",
-    "vllm": "sktune.export.vllm_prompt",
+    "vllm": "sktune.export.vllm_folder",
     "vocabulary": "sktune.export.vocabulary",
     "mlflow": "sktune.export.mlflow_folder",
 }
