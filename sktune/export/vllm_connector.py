@@ -42,7 +42,7 @@ class PrefixConnector(KVConnectorBase_V1):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         parallel = vllm_config.parallel_config
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-            raise ValueError("PrefixConnector: a prefix is not split over GPUs; start vLLM with one for each server")
+            raise RuntimeError("PrefixConnector: a prefix is not split over GPUs; start vLLM with one for each server")
         self._dtype = vllm_config.model_config.dtype
         self._block_size = vllm_config.cache_config.block_size
         folders = self._kv_transfer_config.get_from_extra_config("prefixes", {})
