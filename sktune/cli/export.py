@@ -52,8 +52,9 @@ def command(
 
     OUTPUT is the output.dir of a finished run. peft: a folder that PeftModel.from_pretrained reads. transformers: the
     prefix as the start of a KV cache or the prompt as embeddings, the head, and the lines that use them. vocabulary:
-    the prompt as added tokens of a whole model, for engines that know no adapters. vllm: the prompt or
-    prefix, and a client that asks with it a server of the frozen model. mlflow: a model for mlflow.pyfunc.load_model and `mlflow models serve`, which sktune answers for.
+    the prompt as added tokens of a whole model, for engines that know no adapters. vllm: the prompt or prefix, and a
+    client that asks with it a server of the frozen model. mlflow: a model for mlflow.pyfunc.load_model and `mlflow
+    models serve`, which sktune answers for.
     """
     if register_as is not None and target != "mlflow":
         raise click.UsageError("--register goes with --to mlflow", click.get_current_context())
