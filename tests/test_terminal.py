@@ -53,5 +53,5 @@ def test_nothing_prints_in_another_way() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "Console", "rich.print"):
                 found.add(str(path.relative_to(SKTUNE)))
-    # The bars of progress have fixed labels; `build` is of the makers.
-    assert found == {"terminal.py", "progress.py", "embedded/build.py"}
+    # The bars of progress have fixed labels; `build` is of the makers; the client runs without sktune, once copied out.
+    assert found == {"terminal.py", "progress.py", "embedded/build.py", "export/vllm_client.py"}

@@ -193,6 +193,7 @@ def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, 
     if not ranks.is_main:
         for _ in answers:  # of which every rank makes its part
             pass
+        ranks.barrier()
         leave()
         return
     if shown.resume and shown.file is not None:
@@ -205,6 +206,7 @@ def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, 
             partial_file(shown.file).unlink(missing_ok=True)
     else:
         _print(answers, shown)
+    ranks.barrier()
     leave()
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from sktune.backbone import Backbone
 from sktune.errors import UserError
 from sktune.library_internals import DISABLED_LAYER
+from sktune.methods.peft_names import FIRST, adapter_of
 from sktune.methods.unfrozen import train_in_fp32
 from sktune.methods.upper_layers import number_of
 
@@ -29,24 +30,6 @@ def lower_blocks(backbone: Backbone, layers: int | str | None) -> str | None:
         return None
     blocks = next(name for name, module in backbone.model.named_modules() if module is backbone.blocks)
     return rf"{re.escape(blocks)}\.({'|'.join(map(str, range(below)))})\..*"
-
-
-_CONTAINERS = re.compile(r"\.(?:lora_\w+|ia3_l)\.(\w+)(?=\.|$)")
-"""What holds the parts of a layer by the adapter's name, which is the group."""
-FIRST = "default"
-"""Name of the first adapter in a model, and of every adapter where it is saved."""
-
-
-def adapter_of(parameter: str) -> str | None:
-    """The adapter that a parameter belongs to, by its name; None for all that is not peft's."""
-    found = _CONTAINERS.search(parameter)
-    return None if found is None else found.group(1)
-
-
-def renamed(parameter: str, adapter: str) -> str:
-    """The name of the same parameter of another adapter."""
-    found = _CONTAINERS.search(parameter)
-    return parameter if found is None else parameter[: found.start(1)] + adapter + parameter[found.end(1) :]
 
 
 def adapters_in(model: nn.Module) -> set[str]:

@@ -12,7 +12,7 @@ from torch import nn
 from sktune.backbone import Backbone
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import adapter_of, renamed
+from sktune.methods.peft_names import adapter_of, renamed
 from sktune.model.tuned_model import TunedModel
 from sktune.tasks.heads import Head, LanguageHead
 from sktune.terminal import say

@@ -20,7 +20,7 @@ from sktune.backbone.lower_blocks import passed_over, read_lower, release
 from sktune.backbone.quantized import FrozenLinear
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import FIRST, adapter_of, renamed
+from sktune.methods.peft_names import FIRST, adapter_of, renamed
 from sktune.model.padding import RightAligned
 from sktune.recipe.recipe import Recipe
 from sktune.tasks.heads import Head, LanguageHead, TrainedHead, summed_features

@@ -19,7 +19,8 @@ from sktune.backbone.placement import OneProcess
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.methods.method import Method
-from sktune.methods.peft_layers import adapter_of, adapters_in, remove_peft_layers
+from sktune.methods.peft_layers import adapters_in, remove_peft_layers
+from sktune.methods.peft_names import adapter_of
 from sktune.model.adapter import adapter_folder, read_adapter, read_card, read_recipe
 from sktune.model.identity import IDENTITY, MODEL, VOCABULARY
 from sktune.model.saving import put_adapter
