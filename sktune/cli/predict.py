@@ -161,7 +161,7 @@ def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, 
     recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
     ranks = join_ranks(recipe.distributed.timeout_seconds)
     from sktune.answering import answer, predict
-    from sktune.cli.answers import check_output, kept_until_whole, partial_file, read_kept, write_answers
+    from sktune.cli.answers import check_output, kept_until_whole, read_kept
     from sktune.writing import Writing
 
     writing = Writing(*how)
@@ -190,29 +190,28 @@ def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, 
             kept = ranks.on_main(lambda: read_kept(file, key)) or ()
         rest = questions[ranks.broadcast(len(kept)) :]
         answers = answer(output, rest, ranks, overrides, writing, as_written) if rest else iter(())
-    if not ranks.is_main:
+    if ranks.is_main:
+        if shown.resume and shown.file is not None:
+            answers = kept_until_whole(shown.file, key, kept, answers)
+        _show(answers, shown)
+    else:
         for _ in answers:  # of which every rank makes its part
             pass
-        ranks.barrier()
-        leave()
-        return
-    if shown.resume and shown.file is not None:
-        answers = kept_until_whole(shown.file, key, kept, answers)
+    ranks.barrier()
+    leave()
+
+
+def _show(answers: Iterator[Mapping[str, Any]], shown: _Shown) -> None:
+    from sktune.answering import Answer
+    from sktune.cli.answers import partial_file, write_answers
+
     if shown.top_k is not None:
         answers = (_likeliest(found, shown.top_k) for found in answers)
     if shown.file is not None:
         complain(f"{write_answers(answers, shown.file)} answers: {shown.file}")
         if shown.resume:
             partial_file(shown.file).unlink(missing_ok=True)
-    else:
-        _print(answers, shown)
-    ranks.barrier()
-    leave()
-
-
-def _print(answers: Iterator[Mapping[str, Any]], shown: _Shown) -> None:
-    from sktune.answering import Answer
-
+        return
     for found in answers:
         if shown.as_json:
             say_json(found)

@@ -53,11 +53,7 @@ def write(trained: Trained, folder: Path) -> Usage:
     code, length = _NOTHING, 0
     if woven.prefix is not None:
         code, length = _PREFIX, woven.prefix[0][1].key.shape[2]
-        for layer, (_, pair) in enumerate(woven.prefix):
-            tensors |= {
-                f"layers.{layer}.{kind}": tensor[0].transpose(0, 1)
-                for kind, tensor in (("key", pair.key), ("value", pair.value))
-            }
+        tensors |= trained.prefix()
     elif woven.prompt is not None:
         code, length = _PROMPT, woven.prompt.shape[1]
         tensors["prompt"] = woven.prompt[0]

@@ -60,6 +60,14 @@ class Trained(NamedTuple):
         assert not head.centre.any(), "a saved adapter has its centre in the bias"
         return {"weight": head.classifier.weight.detach().clone(), "bias": head.classifier.bias.detach().clone()}
 
+    def prefix(self) -> dict[str, torch.Tensor]:
+        """Keys and values of the prefix, `layers.<i>.key` and `.value` [P, kv_heads, head_dim]; empty without one."""
+        return {
+            f"layers.{layer}.{kind}": tensor[0].transpose(0, 1)
+            for layer, (_, pair) in enumerate(self.woven.prefix or ())
+            for kind, tensor in (("key", pair.key), ("value", pair.value))
+        }
+
     def refuse_own_weights(self) -> None:
         """Refuses what is no addition to a model.
 

@@ -95,11 +95,7 @@ def _write_prefix(trained: Trained, folder: Path, place: str) -> str:
             f"{trained.folder}: the keys and values of this {trained.setup.model.backbone.family} are not what vLLM's "
             "cache holds of it; use `--to transformers`"
         )
-    tensors = {
-        f"layers.{layer}.{kind}": tensor[0].transpose(0, 1).detach().clone().contiguous()
-        for layer, (_, pair) in enumerate(prefix)
-        for kind, tensor in (("key", pair.key), ("value", pair.value))
-    }
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in trained.prefix().items()}
     length = prefix[0][1].key.shape[2]
     save_file(tensors, folder / "prefix.safetensors")
     read = trained.setup.belongs_to().get(TOKENS) or []

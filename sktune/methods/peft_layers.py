@@ -111,5 +111,4 @@ def inject(config: PeftConfig, backbone: Backbone, name: str, kind: type[BaseTun
     layers = _layers(model)
     for layer in layers.values():
         layer.__dict__[DISABLED_LAYER] = True
-    own = [p for key, p in model.named_parameters() if adapter_of(key) == adapter]
     return Inserted(adapter, [(key, adapter) for key, layer in layers.items() if adapter in _names_in(layer)], own)

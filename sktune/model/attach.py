@@ -66,7 +66,8 @@ def attach(
     """
     refuse_other_models(model)
     others = list(_attached.get(model, ()))
-    if adapters_in(model) - {other.method.peft_adapter for other in others}:
+    before = adapters_in(model)
+    if before - {other.method.peft_adapter for other in others}:
         raise UserError(
             "attach: this model has layers of peft in it, of an adapter of its own, which would stay frozen; take them "
             "out first with peft's unload(), or load the model again"
@@ -91,7 +92,6 @@ def attach(
             "sktune.detach(tuned), or load the model again"
         )
     training = [parameter for other in others for parameter in other.parameters_to_train()]
-    before = adapters_in(model)
     backbone = Backbone(model, attn_implementation=kernel, gradient_checkpointing=gradient_checkpointing)
     try:
         tuned = put_on(backbone, tokenizer, method, section, count, names)

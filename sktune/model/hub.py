@@ -44,10 +44,10 @@ def push(
     save: Callable[[Path], Any],
     name: str,
     *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    message: str = "Upload of an adapter by sktune",
+    private: bool | None,
+    token: str | None,
+    revision: str | None,
+    message: str,
 ) -> str:
     """Makes a repository of an adapter, or a new commit in it; returns the commit's address.
 
