@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from sktune.cli.arguments import OverridingCommand, with_logging, with_output
-from sktune.process import guarded, join_ranks, leave
+from sktune.process import guarded, leave, prepare_process
 from sktune.terminal import say_json
+
+logger = logging.getLogger("sktune")
 
 _EXAMPLES = """examples:
   sktune evaluate runs/smollm2_film_reviews
@@ -72,13 +75,15 @@ def _run(
     tests: Sequence[str],
     label_map: Sequence[str],
 ) -> None:
+    logger.info(prepare_process())  # before anything that loads torch or the hub's library
+    from sktune.distributed.ranks import start_ranks
     from sktune.inference import adapter_folder, evaluate_run
     from sktune.model.adapter import read_recipe
     from sktune.scoring import parse_label_map, score_data
 
     timeout = read_recipe(adapter_folder(output), overrides, reads_data=not data).recipe.distributed.timeout_seconds
     renamed = parse_label_map(label_map)
-    ranks = join_ranks(timeout)
+    ranks = start_ranks(timeout)
     result: object
     if data:
         result = score_data(output, data, tests, renamed, ranks, overrides)

@@ -17,7 +17,7 @@ import click
 from sktune.cli.arguments import OverridingCommand, is_override, with_logging, with_output
 from sktune.errors import UserError
 from sktune.files import ADAPTER_WEIGHTS
-from sktune.process import guarded, join_ranks, leave
+from sktune.process import guarded, leave, prepare_process
 from sktune.terminal import complain, say, say_json
 
 if TYPE_CHECKING:
@@ -156,10 +156,12 @@ class _Shown:
 def _run(output: Path, overrides: Sequence[str], asked: _Asked, how: tuple[Any, ...], shown: _Shown) -> None:
     if asked.file is None and not asked.texts:
         raise UserError("--text: nothing to predict; give --text, or a file")
+    logger.info(prepare_process())  # before anything that loads torch or the hub's library
+    from sktune.distributed.ranks import start_ranks
     from sktune.model.adapter import adapter_folder, read_recipe
 
     recipe = read_recipe(adapter_folder(output), overrides, reads_data=False).recipe
-    ranks = join_ranks(recipe.distributed.timeout_seconds)
+    ranks = start_ranks(recipe.distributed.timeout_seconds)
     from sktune.answering import answer, predict
     from sktune.cli.answers import check_output, kept_until_whole, read_kept
     from sktune.writing import Writing
