@@ -26,7 +26,7 @@ LAYERS = ("2/3", "1/2", "1/3")
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = 3
 POINT = 0.01
-COMMON = ["distributed.deepspeed=null", "tracking.enabled=false", "training.frozen_states=auto"]
+COMMON = ["distributed.deepspeed=null", "tracking.enabled=false"]
 _ENCODER = ["model.name_or_path=embedded:minilm", "quantization={}", "model.dtype=float32", "training.max_steps=120"]
 _DECODER = [
     "method={name: sk_prefix, text: 'Classify the sentiment of the movie review as positive or negative.\\nReview:'}",

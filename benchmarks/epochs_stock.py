@@ -1,6 +1,8 @@
 """What `epochs.py` measures sktune against: prefix tuning and LoRA by peft in transformers' Trainer, on SmolLM2.
 
 python benchmarks/epochs_stock.py prefix|lora MODEL.gguf DATA RATE EPOCHS OUTPUT
+
+Prints `trained` at the end of each epoch's steps, and then the accuracy on the test sentences.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from typing import Any
 
 import peft
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 INSTRUCTION = "Classify the sentiment of the movie review as positive or negative.\nReview:"
 WORDS = (" negative", " positive")
 VIRTUAL_TOKENS = 16
 MAX_LENGTH = 64
+TESTED_TOGETHER = 32
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -29,6 +32,7 @@ def main() -> None:
     model = Path(file)
     tokenizer = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
     network = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.bfloat16)
+    network.is_quantized = False  # its file was, and so the Trainer would refuse it
     if method == "prefix":
         before = ""
         config: Any = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
@@ -67,16 +71,29 @@ def main() -> None:
         warmup_steps=3, report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no", disable_tqdm=True,
         seed=42,
     )  # fmt: skip
-    Trainer(tuned, arguments, train_dataset=rows, data_collator=collate).train()
-    print("trained", flush=True)
-    tuned.eval()
-    right = 0
     tests = read(Path(data) / "test.jsonl")
-    with torch.no_grad():
-        for example in tests:
-            logits = tuned(input_ids=torch.tensor([prompt(example["text"])])).logits[0, -1, answers]
-            right += (int(logits.argmax()) == 1) == (example["label"] == "positive")
-    Path(output, "accuracy.json").write_text(json.dumps(right / len(tests)), encoding="utf-8")
+
+    @torch.no_grad()
+    def accuracy() -> float:
+        tuned.eval()
+        right = 0
+        for start in range(0, len(tests), TESTED_TOGETHER):
+            asked = [(prompt(example["text"]), example["label"]) for example in tests[start : start + TESTED_TOGETHER]]
+            batch = collate([{"input_ids": ids, "labels": ids} for ids, _ in asked])
+            logits = tuned(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            for row, (ids, label) in zip(logits, asked, strict=True):
+                right += (int(row[len(ids) - 1, answers].argmax()) == 1) == (label == "positive")
+        tuned.train()
+        return right / len(tests)
+
+    class Score(TrainerCallback):
+        """Prints when an epoch's steps are done, and what they have brought."""
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            print("trained", flush=True)
+            print(f"accuracy {accuracy():.4f}", flush=True)
+
+    Trainer(tuned, arguments, train_dataset=rows, data_collator=collate, callbacks=[Score()]).train()
 
 
 if __name__ == "__main__":

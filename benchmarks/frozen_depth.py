@@ -30,9 +30,9 @@ STEPS = 12
 KEPT = "training.frozen_states=memory"
 ARMS: dict[str, list[str]] = {
     "all": [],
-    "1/2": ["method.layers=1/2"],
+    "1/2": ["method.layers=1/2", "training.frozen_states=off"],
     "1/2 kept": ["method.layers=1/2", KEPT],
-    "1/3": ["method.layers=1/3"],
+    "1/3": ["method.layers=1/3", "training.frozen_states=off"],
     "1/3 kept": ["method.layers=1/3", KEPT],
     "lora all": ["method={name: lora, rank: 8}"],
     "lora 1/2 kept": ["method={name: lora, rank: 8, layers: 1/2}", KEPT],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ TRACKING_FOLDER = "tracking"
 TRACKING_STATE_FILE = f"{TRACKING_FOLDER}/run.json"
 TRACKING_RECIPE_FILE = f"{TRACKING_FOLDER}/recipe.yaml"
 FROZEN_STATES_FOLDER = "frozen_states"
+FROZEN_STATES = tuple(f"{FROZEN_STATES_FOLDER}/{split}-*" for split in ("train", "validation", "test", "text"))
 MODEL_FOLDER = "mlflow_model"
 
 # Of an adapter's folder, which holds RECIPE_FILE too, and of a checkpoint's.
@@ -132,7 +134,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(
             f"output.dir: {folder} is in use by {_holder(path)}; wait for it or stop it, or use another folder"
         ) from None
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
         logger.warning("%s: its file system has no locks; a second run in this folder would not be noticed", folder)
     try:
         yield

@@ -176,9 +176,10 @@ class TrainingSection(Section):
         0.0, ge=0, description="By how much the metric must improve to count for early_stopping_patience."
     )
     frozen_states: Literal["off", "memory", "disk", "auto"] = Field(
-        "off",
-        description="Read the blocks below method.layers once for each example and keep what they give, in memory or "
-        "on disk; they are then not run or held any more. auto: where it pays, and where there is room.",
+        "auto",
+        description="Read the blocks below method.layers (of head_only: all) once for each example and keep what they "
+        "give, in memory or on disk; they are then not run or held any more. auto: where examples are read more than "
+        "once and there is room.",
     )
     frozen_states_dir: str | None = Field(
         None,
@@ -189,7 +190,7 @@ class TrainingSection(Section):
     stream_frozen_blocks: bool = Field(
         False,
         description="Hold one of the blocks below method.layers at a time: each is loaded, all examples are read "
-        "through it, and it is let go (with frozen_states memory or disk; step zero is not checked).",
+        "through it, and it is let go (not with frozen_states: off; step zero is not checked).",
     )
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: go on from the newest checkpoint in output.dir."

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from test_upper_layers import FIELDS
@@ -25,6 +26,7 @@ from tiny_models import (
 from training_fixtures import (
     BITS,
     NF4_IN_BF16,
+    ONE_RANK,
     TASKS,
     TWO_BY_TWO,
     Sections,
@@ -41,6 +43,8 @@ from sktune.backbone import load_backbone
 from sktune.backbone.one_by_one import OneByOne
 from sktune.backbone.placement import OneProcess
 from sktune.cli import main
+from sktune.comparison.results import load_state
+from sktune.distributed.node import node_of
 from sktune.methods import METHODS
 from sktune.methods.method import build_method
 from sktune.methods.sk_prefix.config import SKPrefixConfig
@@ -48,9 +52,11 @@ from sktune.model.tuned_model import TunedModel
 from sktune.recipe import RecipeError
 from sktune.sections import ModelSection, QuantizationSection
 from sktune.tasks.heads import LanguageHead, SequenceHead
-from sktune.training import state_files
+from sktune.training import filling, frozen_states, state_files
+from sktune.training.stopping import Stopped
 
 UPPER: Sections = {"method": {"layers": 1}}
+OFF: Sections = {"training": {"frozen_states": "off"}}
 IN_MEMORY: Sections = {**UPPER, "training": {"frozen_states": "memory"}}
 ON_DISK: Sections = {**UPPER, "training": {"frozen_states": "disk"}}
 IN_MEMORY_ONLY: Sections = {"training": {"frozen_states": "memory"}}
@@ -133,7 +139,7 @@ def test_blocks_read_one_at_a_time_leave_the_same_logits(family: str, language_m
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("mode", [IN_MEMORY, ON_DISK], ids=["memory", "disk"])
 def test_a_run_is_the_same_and_holds_the_upper_blocks_alone(workshop: Workshop, task: str, mode: Sections) -> None:
-    plain = workshop.train("plain", TASKS[task], UPPER)
+    plain = workshop.train("plain", TASKS[task], UPPER, OFF)
     kept = workshop.train("kept", TASKS[task], mode)
     assert_close_run(workshop.output("plain"), workshop.output("kept"))
     assert kept["memory/frozen_bytes"] < 0.7 * plain["memory/frozen_bytes"]
@@ -145,7 +151,7 @@ def test_a_run_is_the_same_and_holds_the_upper_blocks_alone(workshop: Workshop, 
 @pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
 def test_packed_models_and_left_padding(workshop: Workshop, bits: str, changes: Sections) -> None:
     common: Sections = {"quantization": BITS[bits], "data": {"padding_side": "left"}}
-    workshop.train("plain", changes, common)
+    workshop.train("plain", changes, common, OFF)
     workshop.train("kept", changes, common, {"training": {"frozen_states": "memory"}})
     assert_close_run(workshop.output("plain"), workshop.output("kept"))
 
@@ -177,7 +183,7 @@ def test_a_streamed_run_is_resumed_and_reads_what_is_there(
     workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = merged(shared, STREAMED)
-    workshop.train("whole", UPPER)
+    workshop.train("whole", UPPER, OFF)
     workshop.train("first", changes)
     assert_close_run(workshop.output("whole"), workshop.output("first"))
     assert {path.name.partition("-")[0] for path in files_of(shared)} == {"train", "validation", "test", "text"}
@@ -197,8 +203,10 @@ def test_other_methods_with_blocks_held_one_at_a_time(workshop: Workshop, method
 
 
 def test_one_at_a_time_needs_states_that_are_kept(workshop: Workshop) -> None:
-    with pytest.raises(RecipeError, match=r"training\.stream_frozen_blocks(.|\n)*training\.frozen_states: memory"):
-        workshop.train("run", UPPER, STREAMED)
+    with pytest.raises(RecipeError, match=r"stream_frozen_blocks(.|\n)*would do nothing: frozen_states is off"):
+        workshop.train("run", UPPER, merged(OFF, STREAMED))
+    with pytest.raises(RecipeError, match=r"training\.stream_frozen_blocks(.|\n)*changes what every block reads"):
+        workshop.train("run", STREAMED)
 
 
 @pytest.fixture
@@ -245,6 +253,82 @@ def test_what_is_there_is_not_used_for_another_text_depth_model_or_data(
     assert_same_run(workshop.output("alone"), workshop.output("second"))
 
 
+@pytest.mark.parametrize("streamed", [{}, STREAMED], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": {"name": "lora", "text": ..., "rank": 2}}], ids=["sk_prefix", "lora"]
+)
+def test_what_is_there_of_a_lower_block_is_gone_on_from(
+    workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, changes: Sections, streamed: Sections
+) -> None:
+    workshop.train("deep", shared, changes, streamed, {"method": {"layers": 2}})
+    before = files_of(shared)
+    with caplog.at_level(logging.INFO):
+        workshop.train("shallow", shared, changes, streamed)
+    assert "go on from those after block 1" in caplog.text
+    assert len(files_of(shared)) == 2 * len(before)
+    workshop.train("alone", IN_MEMORY, changes)
+    assert_same_run(workshop.output("alone"), workshop.output("shallow"))
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_reading_that_was_stopped_is_gone_on_with(
+    workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    """With --resume in the run's own folder, and without it in a folder of many runs."""
+    few: Sections = {"training": {"per_device_eval_batch_size": 2}}
+    mode = merged(ON_DISK if resume == "auto" else shared, few)
+    monkeypatch.setattr(filling, "SECONDS_BETWEEN_NOTES", 0.0)
+    read = []
+
+    def agreed(ranks: Any) -> None:
+        if len(read) == 3:
+            raise Stopped(15, True)
+        read.append(0)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(frozen_states, "agree", agreed)
+        with pytest.raises(Stopped):
+            workshop.train("run", mode)
+    with caplog.at_level(logging.INFO):
+        workshop.train("run", mode, {"training": {"resume": resume}})
+    assert "frozen states of train: go on after 2 of " in caplog.text
+    workshop.train("alone", IN_MEMORY, few)
+    assert_same_run(workshop.output("alone"), workshop.output("run"))
+    folder = shared["training"]["frozen_states_dir"] if resume == "never" else workshop.output("run") / "frozen_states"
+    assert {path.suffix for path in Path(folder).glob("*")} <= {".states", ".json"}
+
+
+def test_two_runs_that_read_the_same_at_once_do_not_meet(workshop: Workshop, tmp_path: Path) -> None:
+    node = node_of(ONE_RANK)
+    files = [state_files.StateFile(tmp_path, "train-key", 1, (4, 2), torch.float32, node) for _ in range(2)]
+
+    def fill(array: torch.Tensor, _: filling.Filling | None) -> None:
+        array[:2] = 1
+        if files:
+            assert torch.equal(files.pop().make(fill), torch.ones(4, 2))
+        array[2:] = 1
+
+    assert torch.equal(files.pop().make(fill), torch.ones(4, 2))
+    assert {path.suffix for path in tmp_path.glob("*")} == {".states", ".json"}
+
+
+def test_cells_of_a_comparison_read_the_frozen_blocks_once(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rates, seeds and methods of one depth share what was read; a deeper one goes on from it."""
+    half: dict[str, Any] = {"layers": 1}
+    methods = {"head_only": {}, "half": {"name": "sk_prefix", **half}, "deep": {"name": "sk_prefix", "layers": 2}}
+    recipe = workshop.write("base", TASKS["sequence"], {"compare": {"methods": methods, "seeds": 2}})
+    folder = tmp_path / "compared"
+    with caplog.at_level(logging.INFO):
+        assert main(["compare", str(recipe), "--output", str(folder)]) == 0
+    assert caplog.text.count("read from") == 3 * 3  # each method's second seed, three splits
+    assert not (folder / "frozen_states").exists()
+    cell = load_state(folder).cell("half-seed43")
+    workshop.train("alone", TASKS["sequence"], UPPER, {"training": {"seed": 43}})
+    assert_same_run(workshop.output("alone"), folder / cell.folder)
+
+
 @pytest.mark.parametrize("damage", ["a bit", "its end", "its seal"])
 def test_a_damaged_file_is_named_and_made_again(
     workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, damage: str
@@ -259,7 +343,7 @@ def test_a_damaged_file_is_named_and_made_again(
     else:
         file.with_suffix(".json").write_text("[]", encoding="utf-8")
     workshop.train("second", shared)
-    assert f"{file}: is damaged, and made again" in caplog.text
+    assert f"{file}: is damaged, and not used" in caplog.text
     assert file.read_bytes() == good
     assert_same_run(workshop.output("first"), workshop.output("second"))
 
@@ -268,7 +352,7 @@ def test_too_little_room_is_said_before_anything_is_read(
     workshop: Workshop, shared: Sections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=100)
-    monkeypatch.setattr(state_files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(filling.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
         ValueError, match=r"training\.frozen_states: [\d,]+ bytes are needed in .*, 100 are free; choose"
     ):
@@ -279,12 +363,10 @@ def test_too_little_room_is_said_before_anything_is_read(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"training": {"frozen_states": "auto"}}, "auto is off: the method changes what every block reads"),
-        (merged(UPPER, {"training": {"frozen_states": "auto"}}), "auto is memory: "),
-        (
-            merged(UPPER, {"training": {"frozen_states": "auto", "max_steps": 2}}),
-            "auto is off: no example is read twice",
-        ),
+        ({}, "auto is off: the method changes what every block reads"),
+        (UPPER, "auto is memory: "),
+        (merged(UPPER, {"training": {"max_steps": 2}}), "auto is off: no example is read twice"),
+        (merged(UPPER, STREAMED, {"training": {"max_steps": 2}}), "auto is memory: "),
     ],
 )
 def test_auto_says_what_it_chose(
@@ -293,6 +375,18 @@ def test_auto_says_what_it_chose(
     with caplog.at_level(logging.INFO):
         workshop.train("run", changes)
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("on_disk", [100, 10**9])
+def test_auto_goes_where_there_is_room(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, on_disk: int
+) -> None:
+    usage, memory = shutil.disk_usage("/")._replace(free=on_disk), psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(frozen_states.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(frozen_states.shutil, "disk_usage", lambda _: usage)
+    with caplog.at_level(logging.INFO):
+        workshop.train("run", UPPER)
+    assert ("auto is off: " if on_disk == 100 else "auto is disk: ") in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -359,10 +453,28 @@ def test_shards_of_the_lower_blocks_are_gone(two: SeveralRanks) -> None:
     assert DEPTH == 3
 
 
-def test_a_plan_says_that_it_counts_all_blocks(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(workshop.write("run", IN_MEMORY))
-    assert main(["plan", recipe]) == 0
-    assert "training.frozen_states: all blocks are counted" in " ".join(capsys.readouterr().out.split())
+def planned(workshop: Workshop, capsys: pytest.CaptureFixture[str], *sections: Sections) -> dict[str, Any]:
+    assert main(["plan", str(workshop.write("plan", *sections)), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
+def test_a_plan_counts_the_reading_with_all_blocks_and_training_with_the_upper_ones(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], bits: str, changes: Sections
+) -> None:
+    sections = (changes, {"quantization": BITS[bits]})
+    trained = workshop.train("run", *sections, IN_MEMORY_ONLY)
+    kept, off, auto = (planned(workshop, capsys, *sections, mode) for mode in (IN_MEMORY_ONLY, OFF, {}))
+    held = sum(kept[name] for name in ("packed", "scales", "rest"))
+    assert held <= trained["memory/frozen_bytes"] <= held + kept["buffers"]
+    assert kept["load_peak"] == off["load_peak"]
+    assert kept["reading_peak"] == off["evaluation_peak"]
+    assert kept["training_peak"] < off["training_peak"]
+    assert off["reading_peak"] is None
+    assert auto["training_peak"] == off["training_peak"]  # whether they are kept depends on the data
+    assert any("frozen_states is auto" in note for note in auto["assumptions"])
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -373,15 +485,16 @@ def test_a_plan_of_streamed_blocks_counts_what_is_held(
     sections = (changes, {"quantization": BITS[bits]}, IN_MEMORY_ONLY, STREAMED)
     trained = workshop.train("run", *sections)
     assert main(["plan", str(workshop.write("run", *sections)), "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
-    held = sum(planned[name] for name in ("packed", "scales", "rest"))
+    streamed = json.loads(capsys.readouterr().out)
+    held = sum(streamed[name] for name in ("packed", "scales", "rest"))
     # The plan's buffers are the head's and the method's too.
-    assert held <= trained["memory/frozen_bytes"] <= held + planned["buffers"]
-    assert held < planned["load_peak"]
+    assert held <= trained["memory/frozen_bytes"] <= held + streamed["buffers"]
+    assert held < streamed["reading_peak"]
     assert main(["plan", str(workshop.write("run", *sections[:3])), "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
-    assert planned["parameters"] == whole["parameters"]
-    assert planned["training_peak"] < whole["training_peak"]
+    assert streamed["parameters"] == whole["parameters"]
+    assert streamed["training_peak"] == whole["training_peak"]
+    assert streamed["peak"] < whole["peak"]
     for ranks in ("2", "4"):
         assert (
             main(["plan", str(workshop.write("run", *sections)), "--gpus", ranks, "distributed.deepspeed=zero3"]) == 0

@@ -173,6 +173,9 @@ def release(backbone: Backbone, count: int) -> None:
             for tensor in (parameter, share):
                 if tensor is not None:
                     tensor.data = tensor.data.new_empty(0)
+        for part in module.modules():
+            for scales in part.buffers(recurse=False) if isinstance(part, FrozenLinear) else ():
+                scales.data = scales.data.new_empty(0)
 
 
 def _of_the_head(backbone: Backbone) -> set[int]:

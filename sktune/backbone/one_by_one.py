@@ -18,6 +18,19 @@ from sktune.errors import UserError
 from sktune.sections import ModelSection, QuantizationSection
 
 
+def check_read_one_by_one(backbone: Backbone, sees_text: bool) -> None:
+    """Refuses a family of which a text, in front of the input, can only be read by all blocks at once.
+
+    Raises:
+        UserError: for such a family.
+    """
+    if sees_text and backbone.uses_cache_for_prefix:
+        raise UserError(
+            f"training.stream_frozen_blocks: a text in front of {backbone.family} is read by all blocks at once; "
+            "set it to false"
+        )
+
+
 class OneByOne:
     """A model apart from the one that is trained, of which embeddings, norms and one block at most have weights.
 
@@ -45,11 +58,7 @@ class OneByOne:
             model, quantization, read_config(model), language_model=False, attn_implementation=attention
         )
         self.backbone = Backbone(network, attn_implementation=attention, visible_prefix=like.visible_prefix)
-        if sees_text and self.backbone.uses_cache_for_prefix:
-            raise UserError(
-                f"training.stream_frozen_blocks: a text in front of {like.family} is read by all blocks at once; "
-                "set it to false"
-            )
+        check_read_one_by_one(self.backbone, sees_text)
         if sees_text:
             self.backbone.use_prefix_attention("stream_frozen_blocks")
         self.device = placement.device

@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import torch
+from rich import filesize
+
 from sktune.backbone import load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
@@ -36,6 +39,7 @@ def inspect_data(recipe: Recipe) -> tuple[list[str], list[int]]:
         lines.append(f"labels ({len(raw.labels)}): {shown}{more}")
     encode = _encoder(recipe, raw, task)
     lengths: list[int] = []
+    tokens = 0
     for split, examples in (("train", raw.train), ("validation", raw.validation), ("test", raw.test)):
         if examples is None:
             lines.append(f"{split}: none")
@@ -44,8 +48,16 @@ def inspect_data(recipe: Recipe) -> tuple[list[str], list[int]]:
             lines.append(f"{split}: {counted}")
         encoded = encode(examples, split)
         lines += [f"{split}: {_spread(encoded.lengths)}", *encoded.report]
+        tokens += sum(encoded.lengths)
         if split == "train":
             lengths = encoded.lengths
+    config, dtype = read_config(recipe.model), getattr(torch, recipe.model.dtype)
+    if recipe.training.frozen_states != "off" and recipe.method.frozen_blocks(config.num_hidden_layers):
+        size = tokens * config.hidden_size * dtype.itemsize
+        lines.append(
+            f"training.frozen_states ({recipe.training.frozen_states}): {tokens:,} tokens x {config.hidden_size} x "
+            f"{dtype.itemsize} bytes, {filesize.decimal(size)}, where they are kept"
+        )
     return lines, lengths
 
 

@@ -49,7 +49,13 @@ class Cell:
     def settings(self) -> dict[str, str | int | float | bool]:
         """What makes this cell's result what it is: its recipe but for names, places and how it is launched."""
         shown, meant = flatten(self.loaded.loggable()), flatten(self.loaded.recipe.model_dump(mode="json"))
-        beside = ("output.", "tracking.", "training.resume", "distributed.timeout_seconds")
+        beside = (
+            "output.",
+            "tracking.",
+            "training.resume",
+            "training.frozen_states_dir",
+            "distributed.timeout_seconds",
+        )
         return {
             # What `${NAME}` stood for is kept as a digest only.
             key: value if meant[key] == value else f"{value} (digest {_digest(meant[key])})"

@@ -29,6 +29,7 @@ from sktune.errors import UserError, hide_password, named_line
 from sktune.files import (
     COMPARISON_FILE,
     ERROR_FILE,
+    FROZEN_STATES_FOLDER,
     RECIPE_FILE,
     REPORT_FOLDER,
     RUN_MARK,
@@ -39,6 +40,7 @@ from sktune.recipe import LoadedRecipe
 from sktune.tasks.task import build_task
 from sktune.tracking import Tracker, names
 from sktune.training.checkpoint import latest_checkpoint
+from sktune.training.frozen_states import remove_frozen_states
 from sktune.training.output import kept_folder
 from sktune.training.run import train
 from sktune.training.tracked import ended
@@ -87,6 +89,9 @@ def _compare(
             tracker.finish("FAILED", f"{len(report.failed)} cells failed: {', '.join(report.failed)}")
         else:
             tracker.finish("FINISHED")
+        # No other cell is to use what this comparison has kept.
+        if ranks.broadcast(all(cell.status == "finished" for cell in state.cells)) and ranks.local_rank == 0:
+            remove_frozen_states(folder)
         ranks.barrier()
         return report
 
@@ -131,7 +136,7 @@ def _run(cell: Cell, tags: dict[str, str], state: ComparisonState, folder: Path,
         (place / ERROR_FILE).unlink(missing_ok=True)
         state.note(folder, cell.name, "running")
     try:
-        summary = train(cell.loaded, ranks, tags)
+        summary = train(cell.loaded, ranks, tags, folder / FROZEN_STATES_FOLDER)
     except Exception as error:
         same_on_all_ranks = isinstance(error, UserError | FloatingPointError)
         if ranks.is_main:

@@ -186,6 +186,7 @@ class TunedModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
         frozen_states: torch.Tensor | None = None,
+        frozen_states_after: int | None = None,
         only_frozen: bool = False,
     ) -> TunedOutput:
         """Reads the prompt text, weaves it in, reads the batch.
@@ -202,6 +203,7 @@ class TunedModel(nn.Module):
                 last one as the heads read it.
             frozen_states: [B, L, d], padded on the right whatever the side of `input_ids`: go on from these, which an
                 earlier pass with `only_frozen` gave, instead of reading through the blocks that nothing changes.
+            frozen_states_after: how many blocks those states come after; None: all that nothing changes.
             only_frozen: read through those blocks alone and return their states.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
@@ -216,9 +218,11 @@ class TunedModel(nn.Module):
             embeds = self.backbone.embed(aligned.forth(given)) if inputs_embeds is None else aligned.forth(given)
         else:
             embeds = self.backbone.unread(frozen_states)
-            passing = passed_over(self.backbone, frozen_states, self.frozen_blocks)
+            after = self.frozen_blocks if frozen_states_after is None else frozen_states_after
+            passing = passed_over(self.backbone, frozen_states, after)
         if only_frozen:
-            read = read_lower(self.backbone, embeds, aligned.attention_mask, woven, self.frozen_blocks, **types)
+            with passing:
+                read = read_lower(self.backbone, embeds, aligned.attention_mask, woven, self.frozen_blocks, **types)
             return TunedOutput(frozen_states=read)
         if labels is not None and self.head.per_token:
             labels = aligned.forth(labels)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sktune.backbone.frozen import Backbone
 from sktune.backbone.quantized import FrozenLinear, FrozenLinear8bit
 from sktune.model.tuned_model import TunedModel, check_positions
 from sktune.planning.skeleton import Skeleton, count_labels
@@ -89,6 +90,8 @@ def observe(
         `Numbers`, with in_backward/i and in_evaluation/i for each block i that is reached, in that order.
     """
     known = [*model.parameters(), *model.buffers()]
+    keeps = model.frozen_blocks > 0 and keeps_states(recipe)
+    batch = partial(_batch, recipe, model.backbone if keeps else None)
     counter = (WithoutContents if known[0].is_meta else LiveBytes)(known)
     training, trains = recipe.training, model.trainable_parameters()
     found: Numbers = {}
@@ -107,13 +110,15 @@ def observe(
     with counter:
         model.eval()
         with torch.no_grad():
-            model(**_batch(recipe, 1, 2))  # reads the text, where that is done once
+            if keeps:
+                model(torch.zeros(1, 2, dtype=torch.long), only_frozen=True)  # tells how blocks give their states
+            model(**batch(1, 2))  # reads the text, where that is done once
         found["resting"] = counter.live
         counter.take_peak()
         model.train()
         rows = training.per_device_train_batch_size if trains else training.per_device_eval_batch_size
         with torch.set_grad_enabled(bool(trains)):
-            output = model(**_batch(recipe, rows, length))
+            output = model(**batch(rows, length))
         found["logits"] = 0 if output.logits is None else output.logits.nbytes
         found["after_forward"], found["forward_peak"] = counter.live, counter.take_peak()
         if only_forward:
@@ -126,10 +131,15 @@ def observe(
         model.eval()
         counter.take_peak()
         with torch.no_grad():
-            output = model(**_batch(recipe, training.per_device_eval_batch_size, length))
+            output = model(**batch(training.per_device_eval_batch_size, length))
             del output
         found["evaluation_peak"] = counter.take_peak()
     return found
+
+
+def keeps_states(recipe: Recipe) -> bool:
+    """Whether training is sure to go on from frozen states, where there are any: with `auto` the data decides."""
+    return recipe.training.frozen_states in ("memory", "disk") or recipe.training.stream_frozen_blocks
 
 
 class LiveBytes(TorchDispatchMode):
@@ -277,15 +287,20 @@ class _KeepsItsInput(torch.autograd.Function):
         return None, gradient.matmul(ctx.saved_tensors[1])
 
 
-def _batch(recipe: Recipe, rows: int, length: int) -> dict[str, Any]:
-    """A full batch, but for one token, so that a mask is needed; every label counts."""
+def _batch(recipe: Recipe, kept_of: Backbone | None, rows: int, length: int) -> dict[str, Any]:
+    """A full batch, but for one token, so that a mask is needed; every label counts.
+
+    With a backbone it brings what that one's frozen blocks make of it.
+    """
     shape, task = (rows, length), build_task(recipe.task)
     row = task.sample(length, count_labels(recipe, []))
     mask = torch.ones(shape, dtype=torch.long)
     mask[0, -1] = 0
     answers = {"answer_positions": torch.full((rows,), length - 2)} if recipe.method.answers_in_words else {}
+    states = {} if kept_of is None else {"frozen_states": torch.zeros(*shape, kept_of.hidden_size, dtype=kept_of.dtype)}
     return {
         **answers,
+        **states,
         "input_ids": torch.zeros(shape, dtype=torch.long),
         "attention_mask": mask,
         "labels": task.labels_of([row] * rows, length, "right"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 
 from sktune.errors import UserError
+from sktune.methods.upper_layers import ANY_DEPTH
 from sktune.planning.planner import plan
 from sktune.planning.report import Plan
 from sktune.recipe import Recipe, parse_recipe
@@ -50,18 +53,20 @@ def advise(recipe: Recipe, ranks: int, memory_bytes: int, nodes: int = 1) -> Adv
     `ranks` are of all nodes, `memory_bytes` of a GPU.
     """
 
-    def planned(recipe: Recipe, ranks: int) -> Plan:
-        return plan(recipe, ranks=ranks, memory_bytes=memory_bytes, compare_checkpointing=False)
+    def planned(kind: str | None = None) -> Iterator[tuple[Change, Plan]]:
+        for change in changes(recipe, ranks, nodes, kind):
+            with suppress(UserError):  # of what is only known with the model's family
+                yield change, plan(change.recipe, ranks=change.ranks, memory_bytes=memory_bytes, **quickly)
 
-    for change in changes(recipe, ranks, nodes):
-        if (result := planned(change.recipe, change.ranks)).fits:
+    quickly = {"compare_checkpointing": False}
+    for change, result in planned():
+        if result.fits:
             return Advice((change,), result)
     taken: list[Change] = []
-    best = planned(recipe, ranks)
+    best = plan(recipe, ranks=ranks, memory_bytes=memory_bytes, **quickly)
     for kind in dict.fromkeys(kind for kind, *_ in _candidates(recipe, ranks)):
         chosen = None
-        for change in changes(recipe, ranks, nodes, kind):
-            result = planned(change.recipe, change.ranks)
+        for change, result in planned(kind):
             if result.peak < best.peak:
                 chosen, best = change, result
             if best.fits:
@@ -123,6 +128,14 @@ def _candidates(recipe: Recipe, ranks: int) -> Iterator[tuple[str, str, Override
     shared = ("distributed.deepspeed=zero3", share)
     if ranks > 1 and (distributed.deepspeed in ("zero2", None) or distributed.shard_backbone is False):
         yield "sharing", "share the backbone", shared, ranks
+    streamed = ("training.frozen_states=disk", "training.stream_frozen_blocks=true")
+    frozen = Fraction(recipe.method.frozen_blocks(ANY_DEPTH), ANY_DEPTH)
+    if frozen and not training.stream_frozen_blocks:
+        yield "depth", "hold the frozen blocks one at a time", streamed, ranks
+    for part_of_blocks in ("1/2", "1/3"):
+        if frozen < 1 - Fraction(part_of_blocks):
+            what = f"train the upper {part_of_blocks} of the blocks, and hold those below one at a time"
+            yield "depth", what, (f"method.layers={part_of_blocks}", *streamed), ranks
     is_shared = distributed.deepspeed == "zero3" and distributed.shard_backbone is True
     for more in (ranks * 2**power for power in range(1, MOST_RANKS.bit_length())):
         if more <= MOST_RANKS:

@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 
 from sktune.backbone.lower_blocks import beside_the_blocks, leave_out
+from sktune.backbone.one_by_one import check_read_one_by_one
 from sktune.errors import UserError
-from sktune.planning.activations import count_activations
+from sktune.model.identity import texts_of
+from sktune.planning.activations import count_activations, keeps_states
 from sktune.planning.frozen_bytes import frozen_bytes, whole_bytes
 from sktune.planning.gathered import gathered_bytes
 from sktune.planning.report import NOT_INCLUDED, USABLE, Moment, Plan, gibibytes
@@ -52,21 +54,23 @@ def plan(
     if not model.trainable_parameters():
         notes.append(f"{recipe.method.name} trains nothing: what is said of training is of an evaluation batch")
     trainable, parameters = model.parameter_counts()
-    streamed = 0
+    off = training.model_copy(update={"frozen_states": "off", "stream_frozen_blocks": False})
+    all_blocks = recipe.model_copy(update={"training": off})
+    keeps, streams = model.frozen_blocks > 0 and keeps_states(recipe), training.stream_frozen_blocks
     if training.frozen_states != "off" and model.frozen_blocks:
-        kept = model.backbone.hidden_size * model.backbone.dtype.itemsize
+        token = model.backbone.hidden_size * model.backbone.dtype.itemsize
         notes.append(
-            f"training.frozen_states: besides, {kept:,} bytes for each token of the data, in memory or on disk"
+            f"training.frozen_states: besides, {token:,} bytes for each token of the data, in memory or on disk"
         )
-        if training.stream_frozen_blocks:
-            beside = [part for _, part in beside_the_blocks(model.backbone)]
-            streamed = whole_bytes([*beside, *model.backbone.blocks[0].modules()])
-            leave_out(model.backbone, model.frozen_blocks)
-        else:
-            notes.append(
-                "training.frozen_states: all blocks are counted, as the reading before the first step needs them; "
-                "training itself holds the upper ones (training.stream_frozen_blocks never holds the others together)"
-            )
+        if not keeps:
+            notes.append("training.frozen_states is auto: all blocks are counted, as it depends on the data")
+    beside = 0
+    if keeps and streams:
+        check_read_one_by_one(model.backbone, recipe.method.visible_prefix and bool(texts_of(model.method)))
+        parts = [part for _, part in beside_the_blocks(model.backbone)]
+        beside = whole_bytes([*parts, *model.backbone.blocks[0].modules()])
+    if keeps:
+        leave_out(model.backbone, model.frozen_blocks)
     engine = engine_of(recipe, model, shared, ranks)
     alive = count_activations(skeleton, engine)
     checkpointing = training.gradient_checkpointing
@@ -98,6 +102,14 @@ def plan(
         "in_evaluation": settled + alive["in_evaluation"] + gathered.in_evaluation,
         "at_checkpoint": settled + alive["resting"] + gathered.at_rest + 3 * trainable * FP32,  # weights and moments
     }
+    load_peak, reading_peak = max(frozen.load_peak, at_start), None
+    if keeps and streams:
+        reading = count_activations(replace(skeleton, recipe=all_blocks), engine)
+        reading_peak = at_start + beside + reading["evaluation_peak"]
+    elif keeps:
+        reading_plan = plan(all_blocks, ranks=ranks, shard_backbone=shared, compare_checkpointing=False)
+        load_peak, reading_peak = reading_plan.load_peak, reading_plan.evaluation_peak
+        live["after_load"] = reading_plan.live["after_load"]
     without_activations = settled + alive["resting"] + gathered.embeddings
     in_head = sum(p.numel() for name, p in model.trainable_parameters().items() if name.startswith("head."))
     head = trained.weights * in_head // max(trainable, 1)
@@ -134,7 +146,8 @@ def plan(
         largest_dequantized=frozen.largest_dequantized,
         activations_with_checkpointing=activations.get(True),
         activations_without_checkpointing=activations.get(False),
-        load_peak=max(frozen.load_peak, at_start + streamed),
+        load_peak=load_peak,
+        reading_peak=reading_peak,
         training_peak=max(
             without_activations,
             settled + alive["forward_peak"] + gathered.forward_most,

@@ -72,6 +72,7 @@ class Plan:
     activations_with_checkpointing: int | None = _row("for a time", "activations with gradient checkpointing")
     activations_without_checkpointing: int | None = _row("for a time", "activations without gradient checkpointing")
     load_peak: int = _row("most at any instant", "loading")
+    reading_peak: int | None = _row("most at any instant", "reading the frozen states")
     training_peak: int = _row("most at any instant", "training")
     evaluation_peak: int = _row("most at any instant", "evaluation")
     gathered_per_forward: int = _row("moved", "gathered in a forward pass")
@@ -82,7 +83,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """The most bytes at any instant of a run."""
-        return max(self.load_peak, self.training_peak, self.evaluation_peak)
+        return max(self.load_peak, self.reading_peak or 0, self.training_peak, self.evaluation_peak)
 
     @property
     def fits(self) -> bool | None:
@@ -134,7 +135,8 @@ def print_sweep(console: Console, plans: Sequence[Plan], axes: Iterable[str]) ->
         table.add_column(name, justify="right")
     for plan in plans:
         weights = plan.packed + plan.scales + plan.rest
-        sizes = (weights, plan.load_peak, plan.training_peak, plan.evaluation_peak, plan.gathered_per_step)
+        before_training = max(plan.load_peak, plan.reading_peak or 0)
+        sizes = (weights, before_training, plan.training_peak, plan.evaluation_peak, plan.gathered_per_step)
         fits = {None: "?", True: "yes", False: "no"}[plan.fits]
         table.add_row(*(str(getattr(plan, columns[axis])) for axis in axes), *map(gibibytes, sizes), fits)
     console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sktune.files import (
     EVALUATION_FOLDER,
     F1_FIGURE_FILE,
     FIGURES_FOLDER,
-    FROZEN_STATES_FOLDER,
+    FROZEN_STATES,
     METRICS_FILE,
     MODEL_FOLDER,
     PREDICTIONS_FOLDER,
@@ -50,7 +50,7 @@ _OF_A_RUN = (
     *(METRICS_FILE, SUMMARY_FILE, DEEPSPEED_FILE, TRACKING_STATE_FILE, TRACKING_RECIPE_FILE),
     f"{CHECKPOINTS_FOLDER}/step-*",
     MODEL_FOLDER,
-    *(f"{FROZEN_STATES_FOLDER}/{split}-*" for split in ("train", "validation", "test")),
+    *FROZEN_STATES,
     *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CARD, RECIPE_FILE)),
     f"{PREDICTIONS_FOLDER}/{TEST_PREDICTIONS_FILE}",
     *(f"{FIGURES_FOLDER}/{name}" for name in (F1_FIGURE_FILE, CONFUSION_FIGURE_FILE)),
@@ -107,7 +107,8 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
             "start anew with output.overwrite=true, or choose another folder"
         )
     else:
-        _remove_run(output_dir)
+        # States say themselves what they are of: a run that was stopped while it read them goes on with those.
+        _remove_run(output_dir, () if not resumes else FROZEN_STATES)
     write_whole(mark, "A run of sktune has claimed this folder; its files are replaced with output.overwrite.\n")
     write_whole(output_dir / RECIPE_FILE, loaded.whole_text())
     return checkpoint
@@ -139,8 +140,8 @@ def _refuse_files_of_others(output_dir: Path) -> None:
         )
 
 
-def _remove_run(output_dir: Path) -> None:
-    for pattern in _OF_A_RUN:
+def _remove_run(output_dir: Path, but: Sequence[str]) -> None:
+    for pattern in (pattern for pattern in _OF_A_RUN if pattern not in but):
         for path in output_dir.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         with suppress(OSError):  # not there, or not empty

@@ -45,7 +45,9 @@ TRIAL_BATCHES = 2
 """Evaluation batches tried before the first step, so that a crash in evaluation costs seconds."""
 
 
-def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
+def train(
+    loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = None, shared_states: Path | None = None
+) -> dict[str, Any]:
     """Runs a recipe on this rank and returns the summary that is also written to `summary.json`.
 
     A step's batch, learning rate and random numbers are functions of the seed and the step alone. So batches cut 4x1,
@@ -56,6 +58,7 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
         loaded: the recipe, and how it was written.
         ranks: this process.
         tags: of the MLflow run, besides those of every run.
+        shared_states: a folder where this run and others find each other's frozen states (docs/depth.md).
 
     Raises:
         UserError: for whatever the user can correct.
@@ -94,7 +97,8 @@ def train(loaded: LoadedRecipe, ranks: Ranks, tags: Mapping[str, str] | None = N
             tracker.log_datasets(datasets(recipe.data, setup.raw))
         test_rows = setup.encode_for_scoring(setup.raw.test, "test")
         splits = {"train": rows, "validation": validation, "test": test_rows}
-        splits = keep_frozen_states(setup, engine, splits, ranks, epochs(setup.recipe.training, rows, ranks))
+        times = epochs(training, rows, ranks)
+        splits = keep_frozen_states(setup, engine, splits, ranks, times, shared_states)
         rows, validation, test_rows = (splits[name] for name in ("train", "validation", "test"))
         steps = None if rows is None else Steps(setup, rows, ranks)
         total = 0 if steps is None else steps.total

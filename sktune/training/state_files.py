@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import socket
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sktune.distributed.ranks import Ranks
-from sktune.errors import UserError
+from sktune.distributed.node import Node
 from sktune.files import write_whole
+from sktune.training.filling import Filling
 
 logger = logging.getLogger(__name__)
 
@@ -25,41 +21,7 @@ SHARED_MEMORY = Path("/dev/shm")
 """Linux keeps files of this folder in memory."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """The ranks of a run that are on one machine.
-
-    number: of the machine in the run.
-    index: of this rank among those on its machine.
-    size: how many those are.
-    """
-
-    number: int
-    index: int
-    size: int
-    ranks: Ranks
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank does what one rank of a machine has to do."""
-        return self.index == 0
-
-    def on_first(self, action: Callable[[], str]) -> None:
-        """Lets the first rank of each machine do something that ends with a problem in words, or with none.
-
-        Raises:
-            UserError: on all ranks, where it was a problem on one machine.
-        """
-        problems = self.ranks.gather(action() if self.is_first else "")
-        if found := next(filter(None, problems), ""):
-            raise UserError(found)
-
-
-def node_of(ranks: Ranks) -> Node:
-    """This rank's machine; collective."""
-    hosts = ranks.gather(socket.gethostname())
-    here = [rank for rank, host in enumerate(hosts) if host == hosts[ranks.rank]]
-    return Node(list(dict.fromkeys(hosts)).index(hosts[ranks.rank]), here.index(ranks.rank), len(here), ranks)
+Fill = Callable[[torch.Tensor, Filling | None], None]
 
 
 class StateFile:
@@ -67,23 +29,41 @@ class StateFile:
 
     Args:
         folder: None: in memory.
-        name: of the split, and the digest of all that its numbers depend on.
+        name: of the split, and the digest of all that its numbers depend on but for the block.
+        block: how many blocks the states come after.
         shape: tokens, width.
         dtype: of the numbers.
         node: the ranks that share it.
     """
 
-    def __init__(self, folder: Path | None, name: str, shape: tuple[int, int], dtype: torch.dtype, node: Node) -> None:
-        self.shape, self.dtype, self.node = shape, dtype, node
+    def __init__(
+        self, folder: Path | None, name: str, block: int, shape: tuple[int, int], dtype: torch.dtype, node: Node
+    ) -> None:
+        self.name, self.block, self.shape, self.dtype, self.node = name, block, shape, dtype, node
         self.kept = folder is not None
-        place = SHARED_MEMORY if folder is None else folder
+        self._folder = SHARED_MEMORY if folder is None else folder
         # Machines that see one disk have a file each all the same: a mapped file is not shared over a network.
-        self.path = place / f"{name}{f'-node{node.number}' if node.number else ''}.states"
+        self._ending = f"{f'-node{node.number}' if node.number else ''}.states"
+        self.path = self._folder / f"{name}-after{block}{self._ending}"
         self.nbytes = shape[0] * shape[1] * dtype.itemsize
 
     @property
     def _seal(self) -> Path:
         return self.path.with_suffix(".json")
+
+    def at(self, block: int) -> StateFile:
+        """The same of another block."""
+        return StateFile(self._folder if self.kept else None, self.name, block, self.shape, self.dtype, self.node)
+
+    def blocks_below(self) -> set[int]:
+        """Lower blocks whose states there are on this machine's disk."""
+        if not self.kept:
+            return set()
+        numbers = (path.name.removesuffix(self._ending).rpartition("-after")[2] for path in self._others())
+        return {int(number) for number in numbers if number.isdecimal() and int(number) < self.block}
+
+    def _others(self) -> list[Path]:
+        return list(self._folder.glob(f"{self.name}-after*{self._ending}"))
 
     def find(self) -> torch.Tensor | None:
         """What an earlier run has left, [tokens, width]; None where that is nothing, or damaged. Collective."""
@@ -98,11 +78,20 @@ class StateFile:
             seal = json.loads(self._seal.read_text(encoding="utf-8"))
             if self.path.stat().st_size == self.nbytes and seal["sha256"] == _sha256(self.path):
                 return True
-        logger.warning("%s: is damaged, and made again", self.path)
+        logger.warning("%s: is damaged, and not used", self.path)
         return False
 
-    def make(self, fill: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    @property
+    def is_there(self) -> bool:
+        """Whether this machine's disk has room for it taken already: it was made, or is being filled."""
+        return self.kept and any(self.path.with_suffix(suffix).is_file() for suffix in (".states", ".partial"))
+
+    def make(self, fill: Fill, goes_on: bool = True) -> torch.Tensor:
         """A new array, filled by all ranks of the machine together and kept whole; collective.
+
+        Args:
+            fill: takes the array, and the file while it is filled (None: in this process's memory).
+            goes_on: on disk, what is filled when the run is stopped is used by the next one.
 
         Raises:
             UserError: where there is no room for it.
@@ -110,44 +99,37 @@ class StateFile:
         ranks, node = self.node.ranks, self.node
         if not self.kept and ranks.world_size == 1:
             alone = torch.empty(self.shape, dtype=self.dtype)
-            fill(alone)
+            fill(alone, None)
             return alone
-        partial = self.path.with_suffix(f".{ranks.broadcast(uuid.uuid4().hex)}")
+        filling = Filling(self.path, self.nbytes, node, self.kept and goes_on)
         try:
-            node.on_first(lambda: self._make_room(partial))
-            states = self._mapped(partial)
+            node.on_first(lambda: self._allocated(filling))
+            states = self._mapped(filling.path)
             ranks.barrier()
-            if (
-                not self.kept
-            ):  # mapped by all: its memory is given back when the last process has ended, however it does
-                node.on_first(lambda: _unlinked(partial))
-            fill(states)
+            if not self.kept:  # mapped by all: the memory is given back when the last process ends, however it does
+                node.on_first(lambda: _unlinked(filling.path))
+            fill(states, filling)
             ranks.barrier()
             if self.kept:
-                node.on_first(lambda: self._keep(partial))
+                node.on_first(lambda: self._keep(filling))
             return states
         finally:
-            if node.is_first:
-                partial.unlink(missing_ok=True)
+            filling.close()
 
-    def _make_room(self, partial: Path) -> str:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(partial.parent).free
-        if free < self.nbytes:
-            where, cure = (
-                (partial.parent, "choose another training.frozen_states_dir, or frozen_states: memory or off")
-                if self.kept
-                else ("shared memory", "give the container more (docker run --shm-size), or use frozen_states: disk")
-            )
-            return f"training.frozen_states: {self.nbytes:,} bytes are needed in {where}, {free:,} are free; {cure}"
-        with partial.open("wb") as handle:
-            handle.truncate(self.nbytes)
-        return ""
+    def _allocated(self, filling: Filling) -> str:
+        cure = (
+            "choose another training.frozen_states_dir, or frozen_states: memory or off"
+            if self.kept
+            else "give the container more shared memory (docker run --shm-size), or use frozen_states: disk"
+        )
+        problem = filling.allocate()
+        return problem and f"training.frozen_states: {problem}; {cure}"
 
-    def _keep(self, partial: Path) -> str:
-        seal = {"sha256": _sha256(partial), "tokens": self.shape[0], "width": self.shape[1], "dtype": str(self.dtype)}
+    def _keep(self, filling: Filling) -> str:
+        digest = _sha256(filling.path)
+        seal = {"sha256": digest, "tokens": self.shape[0], "width": self.shape[1], "dtype": str(self.dtype)}
         self._seal.unlink(missing_ok=True)
-        partial.replace(self.path)
+        filling.finish(self.path)
         write_whole(self._seal, json.dumps(seal))
         return ""
 
@@ -172,11 +154,11 @@ def make_together(
             fill(arrays)
             return
 
-        def made(array: torch.Tensor) -> None:
+        def made(array: torch.Tensor, _: Filling | None) -> None:
             arrays[name] = array
             make_next()
 
-        files[name].make(made)
+        files[name].make(made, goes_on=False)  # a block's output takes the place of its input: no mark could say where
 
     make_next()
     return arrays

@@ -12,13 +12,13 @@ import torch
 from sktune.backbone.lower_blocks import Prefix
 from sktune.backbone.one_by_one import OneByOne
 from sktune.data import Row, evaluation_batches
+from sktune.distributed.node import Node
 from sktune.distributed.placement import placement_for
-from sktune.methods.prompt_text import PromptText
+from sktune.model.identity import texts_of
 from sktune.model.padding import RightAligned
 from sktune.progress import progress
 from sktune.training.evaluate import model_inputs
 from sktune.training.setup import Setup
-from sktune.training.state_files import Node
 from sktune.training.stopping import agree
 
 TEXT = "text"
@@ -55,19 +55,33 @@ class StateBatch(NamedTuple):
 
 def text_of(setup: Setup) -> list[Row]:
     """The text that the frozen blocks see in front of every input, as a row; none where there is no such text."""
-    parts = [part for part in setup.model.method.modules() if isinstance(part, PromptText)]
+    parts = texts_of(setup.model.method)
     if not (parts and setup.recipe.method.visible_prefix):
         return []
     return [Row(0, parts[0].input_ids[0].tolist(), None, 0, "")]
 
 
 def fill_one_by_one(
-    setup: Setup, splits: Mapping[str, Sequence[Row]], arrays: Mapping[str, torch.Tensor], node: Node
+    setup: Setup,
+    splits: Mapping[str, Sequence[Row]],
+    arrays: Mapping[str, torch.Tensor],
+    node: Node,
+    start: int = 0,
+    below: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Reads splits through the blocks that the run's model does not have, into arrays [tokens, d]; collective.
 
     The numbers are those that a model of all blocks gives, to the last bit. What a row is after a block takes the place
-    of what it was before it. With no arrays one token is read through one block, which tells how blocks give states.
+    of what it was before it. With no arrays, or from states below, one token is read through the first block, which
+    tells how blocks give states.
+
+    Args:
+        setup: the run's parts.
+        splits: rows by the split's name.
+        arrays: to be filled, by the split's name.
+        node: the ranks that fill them.
+        start: of the blocks, the first that is read.
+        below: where that is not block 0, states after the one before it, as `arrays`.
     """
     recipe, ranks, model = setup.recipe, node.ranks, setup.model
     texts = text_of(setup)
@@ -75,13 +89,23 @@ def fill_one_by_one(
         model.backbone, recipe.model, recipe.quantization, placement_for(ranks, None, False), sees_text=bool(texts)
     )
     text = torch.tensor([texts[0].input_ids if texts else [0]], device=lower.device)
-    text_states = None
+    text_states: torch.Tensor | None = None
     batches = [
         batch for name in arrays if name != TEXT for batch in state_batches(setup, splits[name], arrays[name], node)
     ]
-    count = model.frozen_blocks if arrays else 1
-    with progress("reading data through the frozen blocks", count * len(batches), "batches") as advance:
-        for number in range(count):
+    if start or not arrays:
+        with lower.block(0):
+            lower.read_text(0, text[:, :1], None)
+    if below:
+        text_states = below.get(TEXT, next(iter(below.values()))[:1])[None].to(
+            lower.device
+        )  # without a text: any token
+        for name, array in arrays.items() if node.is_first else ():
+            array.copy_(below[name])
+        ranks.barrier()
+    blocks = range(start, model.frozen_blocks) if arrays else range(0)
+    with progress("reading data through the frozen blocks", len(blocks) * len(batches), "batches") as advance:
+        for number in blocks:
             with lower.block(number):
                 text_states, seen = lower.read_text(number, text, text_states)
                 for batch in batches:

@@ -59,20 +59,28 @@ def head_rate_needs_a_head(training: TrainingSection, task: TaskConfig) -> Itera
 
 
 def states_are_kept_where_something_is_frozen(training: TrainingSection, method: MethodConfig) -> Iterator[Problem]:
-    if training.frozen_states in ("memory", "disk") and method.frozen_blocks(ANY_DEPTH) == 0:
+    nothing = f"{method.name} as it is set changes what every block reads, so no states stay the same"
+    needs = "with method.layers or no method but a head, and with semantics: cached"
+    if method.frozen_blocks(ANY_DEPTH) == 0 and training.frozen_states in ("memory", "disk"):
         yield Problem(
             "training.frozen_states",
-            f"{method.name} as it is set changes what every block reads, so no states stay the same",
-            "off or auto; memory and disk with method.layers or no method but a head, and with semantics: cached",
-            "set method.layers (1/2, for example), or training.frozen_states: off.",
+            nothing,
+            f"off or auto; memory and disk {needs}",
+            "set method.layers (1/2, for example), or leave it out.",
+        )
+    if method.frozen_blocks(ANY_DEPTH) == 0 and training.stream_frozen_blocks:
+        yield Problem(
+            "training.stream_frozen_blocks",
+            nothing,
+            f"false; true {needs}",
+            "set method.layers (1/2, for example), or leave it out.",
         )
     if training.frozen_states not in ("disk", "auto"):
         why = f"frozen_states is {training.frozen_states}"
         yield from idle("training", training, ("frozen_states_dir",), why, "set training.frozen_states: disk.")
-    if training.frozen_states not in ("memory", "disk"):
-        why = f"frozen_states is {training.frozen_states}"
-        cure = "set training.frozen_states: memory or disk."
-        yield from idle("training", training, ("stream_frozen_blocks",), why, cure)
+    if training.frozen_states == "off":
+        cure = "set training.frozen_states: auto, memory or disk."
+        yield from idle("training", training, ("stream_frozen_blocks",), "frozen_states is off", cure)
 
 
 def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator[Problem]:
