@@ -177,9 +177,9 @@ class TrainingSection(Section):
     )
     frozen_states: Literal["off", "memory", "disk", "auto"] = Field(
         "auto",
-        description="Read the blocks below method.layers (of head_only: all) once for each example and keep what they "
-        "give, in memory or on disk; they are then not run or held any more. auto: where examples are read more than "
-        "once and there is room.",
+        description="Read the blocks below method.layers (all, where a head alone trains) once for each example and "
+        "keep what they give, in memory or on disk; they are then not run or held any more. auto: where examples are "
+        "read more than once and there is room.",
     )
     frozen_states_dir: str | None = Field(
         None,
