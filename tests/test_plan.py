@@ -145,13 +145,27 @@ def test_a_share_is_padded_to_the_same_size_on_each_rank(make: MakeRecipe, ranks
     assert planned.packed == sum(-(-size // ranks) for size in sizes)
 
 
+HEAD_ONLY = {"name": "head_only", "text": ..., "rank": ...}
+
+
 @pytest.mark.parametrize(
-    ("method", "checkpointing"),
-    [("sk_prefix", False), ("sk_prefix", True), ("sk_prompt", False), ("head_only", True)],
+    ("method", "checkpointing", "kept"),
+    [
+        ({"name": "sk_prefix"}, False, "off"),
+        ({"name": "sk_prefix"}, True, "off"),
+        ({"name": "sk_prefix", "layers": 3}, False, "off"),
+        ({"name": "sk_prefix", "layers": 3}, False, "memory"),
+        ({"name": "sk_prefix", "layers": "1/2"}, True, "memory"),
+        ({"name": "sk_prompt"}, False, "off"),
+        (HEAD_ONLY, True, "off"),
+        (HEAD_ONLY, False, "memory"),
+    ],
+    ids=str,
 )
-def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, checkpointing: bool) -> None:
-    fields = {"name": "head_only", "text": ..., "rank": ...} if method == "head_only" else {"name": method}
-    recipe = _of_method(make, fields, {"gradient_checkpointing": checkpointing})
+def test_activations_equal_those_of_a_real_pass(
+    make: MakeRecipe, method: dict[str, Any], checkpointing: bool, kept: str
+) -> None:
+    recipe = _of_method(make, method, {"gradient_checkpointing": checkpointing, "frozen_states": kept})
     skeleton = find_skeleton(recipe)
     planned = dry_run(skeleton.build(), recipe, skeleton.length, ZERO_2)
     model = skeleton.build()
@@ -165,7 +179,7 @@ def test_activations_equal_those_of_a_real_pass(make: MakeRecipe, method: str, c
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     real = observe(model, recipe, skeleton.length, keep_gradients=False)
     assert _moments(planned) == _moments(real)
-    assert planned["resting"] > 0 or method == "head_only"
+    assert planned["resting"] > 0 or method == HEAD_ONLY
     assert [name for name in planned if name.startswith("in_evaluation")] == [f"in_evaluation/{i}" for i in range(8)]
 
 
@@ -178,6 +192,27 @@ def _of_method(make: MakeRecipe, fields: dict[str, Any], training: dict[str, Any
     recipe = make(8, training=training).model_dump()
     recipe["method"] = {k: v for k, v in {"text": TEXT, "rank": 4, **fields}.items() if v is not ...}
     return Recipe.model_validate(recipe)
+
+
+def test_going_on_from_frozen_states_keeps_less(make: MakeRecipe) -> None:
+    fields = {"name": "sk_prefix", "layers": 2}
+    kept, read = (
+        plan(_of_method(make, fields, {"frozen_states": mode}), compare_checkpointing=False)
+        for mode in ("memory", "off")
+    )
+    assert kept.packed + kept.scales + kept.rest < (read.packed + read.scales + read.rest) / 2
+    assert kept.training_peak < read.training_peak
+    assert kept.reading_peak == read.evaluation_peak
+
+
+def test_a_deep_model_on_frozen_states_is_planned_from_shallow_ones_exactly(
+    make: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skeleton = find_skeleton(_of_method(make, {"name": "sk_prefix", "layers": 1}, {"frozen_states": "memory"}))
+    quick = count_activations(skeleton, ZERO_3)
+    monkeypatch.setattr(activations, "SHALLOW", 99)
+    assert quick == count_activations(skeleton, ZERO_3)
+    assert quick["blocks_in_backward"] == 1
 
 
 def test_checkpointing_keeps_little_of_a_block(make: MakeRecipe) -> None:
