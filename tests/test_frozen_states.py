@@ -52,7 +52,7 @@ from sktune.model.tuned_model import TunedModel
 from sktune.recipe import RecipeError
 from sktune.sections import ModelSection, QuantizationSection
 from sktune.tasks.heads import LanguageHead, SequenceHead
-from sktune.training import filling, frozen_states, state_files
+from sktune.training import auto_states, filling, frozen_states, state_files
 from sktune.training.stopping import Stopped
 
 UPPER: Sections = {"method": {"layers": 1}}
@@ -363,7 +363,7 @@ def test_too_little_room_is_said_before_anything_is_read(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "auto is off: the method changes what every block reads"),
+        ({"training": {"frozen_states": "auto"}}, "auto is off: the method changes what every block reads"),
         (UPPER, "auto is memory: "),
         (merged(UPPER, {"training": {"max_steps": 2}}), "auto is off: no example is read twice"),
         (merged(UPPER, STREAMED, {"training": {"max_steps": 2}}), "auto is memory: "),
@@ -382,8 +382,8 @@ def test_auto_goes_where_there_is_room(
     workshop: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, on_disk: int
 ) -> None:
     usage, memory = shutil.disk_usage("/")._replace(free=on_disk), psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(frozen_states.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(frozen_states.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(auto_states.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(auto_states.shutil, "disk_usage", lambda _: usage)
     with caplog.at_level(logging.INFO):
         workshop.train("run", UPPER)
     assert ("auto is off: " if on_disk == 100 else "auto is disk: ") in caplog.text

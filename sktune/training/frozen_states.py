@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import psutil
 import torch
 from rich import filesize
 
@@ -34,22 +32,17 @@ from sktune.files import FROZEN_STATES, FROZEN_STATES_FOLDER
 from sktune.model.identity import digest, digest_of_each, texts_of
 from sktune.progress import progress
 from sktune.recipe import Recipe
+from sktune.training.auto_states import choose_place, why_not
 from sktune.training.evaluate import model_inputs
 from sktune.training.filling import Filling
 from sktune.training.setup import Setup
-from sktune.training.state_files import SHARED_MEMORY, StateFile, make_together
+from sktune.training.state_files import StateFile, make_together
 from sktune.training.stopping import agree, deferred
 from sktune.training.streamed_states import TEXT, fill_one_by_one, state_batches, text_of
 
 logger = logging.getLogger(__name__)
 
 Splits = dict[str, list[Row] | None]
-OF_FREE_MEMORY = 4
-"""`auto` keeps states in memory where they take at most this part of what is free: a quarter."""
-LEAST_SHARE = 4
-"""`auto` keeps states where at least this part of the blocks is frozen: a quarter."""
-CONTAINER = Path("/sys/fs/cgroup")
-"""Where Linux tells a container its limits."""
 TOLERANCE = 0.05
 """Largest difference of a model's last states, of the largest one, that going on from kept ones may make: rounding,
 since a batch may be padded to another width here than when they were read."""
@@ -78,85 +71,98 @@ def keep_frozen_states(
     """
     training, model = setup.recipe.training, setup.model
     rows = {name: split for name, split in splits.items() if split}
+    if training.stream_frozen_blocks and (texts := text_of(setup)):
+        rows[TEXT] = texts
+    files = _files_of(setup, rows, ranks, epochs, shared)
+    if not files:
+        return splits
+    width, dtype = model.backbone.hidden_size, model.backbone.dtype
+    setup.collator.filler_states = torch.zeros(1, width, dtype=dtype)
+    engine.set_training(False)
+    states = _found_or_read(setup, engine, rows, files)
+    kept: Splits = dict(splits)
+    for name, split in splits.items():
+        if split:
+            ends = accumulate(row.length for row in split)
+            kept[name] = [
+                replace(row, states=states[name][end - row.length : end]) for row, end in zip(split, ends, strict=True)
+            ]
+    if training.stream_frozen_blocks:
+        # Without a text a method may still read one token, to learn which module attends in which layer.
+        model.text_states = states.get(TEXT, torch.zeros(1, width, dtype=dtype))[None].to(ranks.device)
+    elif _goes_on(setup, engine, next(split for split in kept.values() if split), ranks):
+        engine.release_lower_blocks()
+    else:
+        setup.collator.filler_states, kept = None, splits
+    give_back_freed_memory()
+    engine.set_training(True)
+    if kept is not splits:
+        logger.info(
+            "frozen states: %s of %s, after block %d of %d; those blocks are not run or held any more",
+            filesize.decimal(sum(file.nbytes for file in files.values())),
+            ", ".join(split for split in rows if split != TEXT), model.frozen_blocks, len(model.backbone.blocks),
+        )  # fmt: skip
+    return kept
+
+
+def _files_of(
+    setup: Setup, rows: Mapping[str, Sequence[Row]], ranks: Ranks, epochs: float, shared: Path | None
+) -> dict[str, StateFile]:
+    """Where the states of each split are to be kept; none where the recipe, or `auto`, keeps none. Collective.
+
+    Raises:
+        UserError: where nothing is frozen.
+    """
+    training, model, node = setup.recipe.training, setup.model, node_of(ranks)
     mode: str = training.frozen_states
     if mode == "off" or not rows:
-        return splits
-    count, width, dtype = model.frozen_blocks, model.backbone.hidden_size, model.backbone.dtype
-    if mode == "auto" and (reason := _why_not(setup, epochs, shared is not None)):
-        logger.info("training.frozen_states: auto is off: %s", reason)
-        return splits
-    if count == 0:
+        return {}
+    if mode == "auto" and (reason := why_not(setup, epochs, shared is not None)):
+        if model.frozen_blocks or "frozen_states" in training.model_fields_set:
+            logger.info("training.frozen_states: auto is off: %s", reason)
+        return {}
+    if model.frozen_blocks == 0:
         raise UserError(
             f"training.frozen_states: {setup.recipe.method.name} changes what every block of the model reads, so no "
             "states stay the same; set method.layers (1/2, for example), or frozen_states: off"
         )
-    node, key = node_of(ranks), _key(setup, ranks)
-    if training.stream_frozen_blocks and (texts := text_of(setup)):
-        rows[TEXT] = texts
-    names = {name: f"{name}-{_key_of_rows(key, split)}" for name, split in rows.items()}
-    tokens = {name: sum(row.length for row in split) for name, split in rows.items()}
-    nbytes = sum(tokens.values()) * width * dtype.itemsize
     of_others = training.frozen_states_dir or shared
     folder = Path(of_others or Path(setup.recipe.output.dir) / FROZEN_STATES_FOLDER)
+    key = _key(setup, ranks)
+    names = {name: f"{name}-{_key_of_rows(key, split)}" for name, split in rows.items()}
 
     def files_in(place: Path | None) -> dict[str, StateFile]:
-        return {name: StateFile(place, names[name], count, (tokens[name], width), dtype, node) for name in rows}
+        width, dtype = model.backbone.hidden_size, model.backbone.dtype
+        shapes = {name: (sum(row.length for row in split), width) for name, split in rows.items()}
+        return {name: StateFile(place, names[name], model.frozen_blocks, shapes[name], dtype, node) for name in rows}
 
     if mode == "auto":
-        missing_bytes = sum(file.nbytes for file in files_in(folder).values() if not file.is_there)
-        mode, reason = _choice(nbytes, missing_bytes, folder, node, of_others is not None)
+        on_disk = files_in(folder).values()
+        missing = sum(file.nbytes for file in on_disk if not file.is_there)
+        mode, reason = choose_place(sum(file.nbytes for file in on_disk), missing, folder, node, of_others is not None)
         if mode == "off" and training.stream_frozen_blocks:
             mode = "disk"  # which says what there is no room for
         logger.info("training.frozen_states: auto is %s: %s", mode, reason)
-        if mode == "off":
-            return splits
-    files = files_in(folder if mode == "disk" else None)
+    return {} if mode == "off" else files_in(folder if mode == "disk" else None)
+
+
+def _found_or_read(
+    setup: Setup, engine: Engine, rows: Mapping[str, Sequence[Row]], files: Mapping[str, StateFile]
+) -> dict[str, torch.Tensor]:
+    """States [tokens, d] of each split: of its file, or read through the frozen blocks; collective."""
+    node = next(iter(files.values())).node
     found = {name: states for name, file in files.items() if (states := file.find()) is not None}
     for name in found:
         logger.info("frozen states of %s: read from %s", name, files[name].path)
     missing = {name: file for name, file in files.items() if name not in found}
-    setup.collator.filler_states = torch.zeros(1, width, dtype=dtype)
-    read_along = {TEXT: files[TEXT]} if missing and TEXT in files else {}
-    block, below = _from_a_lower_block({**missing, **read_along}, ranks)
-    engine.set_training(False)
-    if training.stream_frozen_blocks:
-        found |= make_together(missing, lambda arrays: fill_one_by_one(setup, rows, arrays, node, block, below))
-    else:
-        for name, file in missing.items():
-            states_below = (block, below[name]) if below else None
-            found[name] = file.make(partial(_fill, setup, engine, rows[name], name, node, states_below))
-    if training.stream_frozen_blocks:
-        # Without a text a method may still read one token, to learn which module attends in which layer.
-        model.text_states = found.get(TEXT, torch.zeros(1, width, dtype=dtype))[None].to(ranks.device)
-    result: Splits = dict(splits)
-    for name, split in splits.items():
-        if split:
-            ends = accumulate(row.length for row in split)
-            result[name] = [
-                replace(row, states=found[name][end - row.length : end]) for row, end in zip(split, ends, strict=True)
-            ]
-    if not training.stream_frozen_blocks:
-        off = _difference(setup, engine, next(kept for kept in result.values() if kept), ranks)
-        if off > TOLERANCE:
-            what = (
-                f"training.frozen_states: {model.backbone.family} does not go on from the states of its lower blocks: "
-                f"its last states differ by {off:.2g} of the largest"
-            )
-            if training.frozen_states != "auto":
-                raise UserError(f"{what}; set frozen_states: off")
-            logger.warning("%s, so all blocks are run", what)
-            setup.collator.filler_states = None
-            engine.set_training(True)
-            return splits
-        engine.release_lower_blocks()
-    give_back_freed_memory()
-    engine.set_training(True)
-    logger.info(
-        "frozen states: %s of %s, after block %d of %d; those blocks are not run or held any more",
-        filesize.decimal(nbytes), ", ".join(split for split in rows if split != TEXT), count,
-        len(model.backbone.blocks),
-    )  # fmt: skip
-    return result
+    with_text = {TEXT: files[TEXT]} if missing and TEXT in files else {}
+    block, below = _from_a_lower_block({**missing, **with_text}, node.ranks)
+    if setup.recipe.training.stream_frozen_blocks:
+        return found | make_together(missing, lambda arrays: fill_one_by_one(setup, rows, arrays, node, block, below))
+    for name, file in missing.items():
+        states_below = (block, below[name]) if below else None
+        found[name] = file.make(partial(_fill, setup, engine, rows[name], name, node, states_below))
+    return found
 
 
 def forget_frozen_states(recipe: Recipe, ranks: Ranks) -> None:
@@ -171,54 +177,6 @@ def remove_frozen_states(output: Path) -> None:
         for file in (file for pattern in FROZEN_STATES for file in output.glob(pattern)):
             file.unlink(missing_ok=True)
         (output / FROZEN_STATES_FOLDER).rmdir()
-
-
-def _why_not(setup: Setup, epochs: float, shared: bool) -> str | None:
-    """Why `auto` keeps no states, whatever room there is; `shared`: with the other cells of a comparison."""
-    training, count = setup.recipe.training, setup.model.frozen_blocks
-    if count == 0:
-        return "the method changes what every block reads"
-    if training.stream_frozen_blocks or training.frozen_states_dir is not None:
-        return None
-    if count * LEAST_SHARE < len(setup.model.backbone.blocks):
-        return f"the method changes what all but {count} blocks read"
-    if epochs < 1 or (epochs == 1 and not shared):
-        return "no example is read twice"
-    return None
-
-
-def _choice(
-    nbytes: int, missing: int, folder: Path, node: Node, shared: bool
-) -> tuple[Literal["memory", "disk", "off"], str]:
-    """Where `auto` keeps states of so many bytes, and why; the same on all ranks, collective.
-
-    Args:
-        nbytes: of all states.
-        missing: those that are not in the folder yet.
-        folder: on each machine's disk.
-        node: this machine.
-        shared: the folder is for other runs too.
-    """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    free = min(node.ranks.gather(_free_memory(node.size > 1)))
-    on_disk = min(node.ranks.gather(shutil.disk_usage(there).free - missing))
-    size = filesize.decimal(nbytes)
-    if nbytes * OF_FREE_MEMORY <= free and not shared:
-        return "memory", f"{size} of {filesize.decimal(free)} that are free"
-    if on_disk < 0:
-        return "off", f"{filesize.decimal(-on_disk)} more than are free in {folder} would be needed"
-    if shared:
-        return "disk", f"other runs can use what is kept in {folder}"
-    return "disk", f"{size} would be much of the {filesize.decimal(free)} of memory that are free"
-
-
-def _free_memory(several_ranks: bool) -> int:
-    """Bytes that this machine, or the container's limit, leaves; of shared memory, where ranks have to share."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no limit
-        limit, used = (int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return min(free, shutil.disk_usage(SHARED_MEMORY).free) if several_ranks else free
 
 
 def _from_a_lower_block(wanted: Mapping[str, StateFile], ranks: Ranks) -> tuple[int, dict[str, torch.Tensor]]:
@@ -314,8 +272,12 @@ def _fill(
 _READ = frozenset({"input_ids", "attention_mask", "token_type_ids", "frozen_states"})
 
 
-def _difference(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks) -> float:
-    """How far a batch's last states, from kept ones, are from the whole model's, as part of the largest; collective."""
+def _goes_on(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks) -> bool:
+    """Whether a batch's last states, from kept ones, are those of the whole model up to rounding; collective.
+
+    Raises:
+        UserError: where they are not, and the recipe does not leave it to `auto`.
+    """
     size, backbone = setup.recipe.training.per_device_eval_batch_size, setup.model.backbone
     chosen = sorted(rows, key=lambda row: -row.length)[:size]
     batch = model_inputs(setup.collator(chosen), ranks.device)
@@ -329,4 +291,13 @@ def _difference(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks)
     kept, whole = (states[real.to(states.device)].float() for states in (found[-1], read_whole))
     worst = max(ranks.gather(float((kept - whole).abs().max() / whole.abs().max())))
     logger.info("frozen states: the last ones of a batch are within %.1e of the whole model's", worst)
-    return worst
+    if worst <= TOLERANCE:
+        return True
+    what = (
+        f"training.frozen_states: {backbone.family} does not go on from the states of its lower blocks: its last "
+        f"states differ by {worst:.2g} of the largest"
+    )
+    if setup.recipe.training.frozen_states != "auto":
+        raise UserError(f"{what}; set frozen_states: off")
+    logger.warning("%s, so none are kept", what)
+    return False
