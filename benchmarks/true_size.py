@@ -55,6 +55,7 @@ RESULT = RESULTS / "true_size.json"
 RANKS = 2
 PARTS = ("load", "memory", "train", "upper", "speed")
 LOAD_LIMIT, PLAN_LIMIT = 1.2, 0.05
+UPPER_BYTES, UPPER_TIMES = 0.4, 2.5
 NOT_ON_A_GPU = "not run on a GPU"
 
 
@@ -184,6 +185,15 @@ def bars(recipes: dict[str, Any], full_size: bool) -> list[dict[str, Any]]:
             what = f"{name}, {BITS[name]} bits: the plan's error, {moment.replace('_', ' ')}"
             holds = abs(numbers["error"]) <= PLAN_LIMIT
             found.append({"what": what, "measured": numbers["error"], "limit": PLAN_LIMIT, "holds": holds})
+        all_blocks, upper = parts.get("train", {}).get("resumed", {}), parts.get("upper", {})
+        if "frozen_bytes" in all_blocks and "frozen_bytes" in upper and full_size:
+            share = upper["frozen_bytes"] / all_blocks["frozen_bytes"]
+            what = f"{name}, upper third: frozen bytes in training, of all blocks'"
+            found.append({"what": what, "measured": share, "limit": UPPER_BYTES, "holds": share <= UPPER_BYTES})
+        if "seconds_a_step" in all_blocks and "seconds_a_step" in upper and full_size:
+            times = all_blocks["seconds_a_step"] / upper["seconds_a_step"]
+            what = f"{name}, upper third: times as fast a step as all blocks"
+            found.append({"what": what, "measured": times, "at_least": UPPER_TIMES, "holds": times >= UPPER_TIMES})
     return found
 
 
@@ -228,7 +238,8 @@ def main() -> int:
         result["bars"] = bars(result["recipes"], full_size=not tiny)
         save(result, path)
     for bar in result["bars"]:
-        print(f"{'holds' if bar['holds'] else 'DOES NOT HOLD'}  {bar['measured']:8.3f} ({bar['limit']})  {bar['what']}")
+        limit = bar.get("limit", bar.get("at_least"))
+        print(f"{'holds' if bar['holds'] else 'DOES NOT HOLD'}  {bar['measured']:8.3f} ({limit})  {bar['what']}")
     failed = [
         f"{recipe}/{name}: {part['status']}"
         for recipe, parts in result["recipes"].items()
