@@ -134,8 +134,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(
             f"output.dir: {folder} is in use by {_holder(path)}; wait for it or stop it, or use another folder"
         ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+    except (OSError, NotImplementedError) as error:  # by the version of filelock
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
         logger.warning("%s: its file system has no locks; a second run in this folder would not be noticed", folder)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from test_upper_layers import FIELDS
 from tiny_models import (
     CONFIGS,
@@ -312,6 +314,18 @@ def test_two_runs_that_read_the_same_at_once_do_not_meet(workshop: Workshop, tmp
     assert {path.suffix for path in tmp_path.glob("*")} == {".states", ".json"}
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "no flock"), NotImplementedError()], ids=str)
+def test_a_file_system_without_locks_is_trained_on_all_the_same(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    workshop.train("run", ON_DISK)
+    assert "its file system has no locks" in caplog.text
+
+
 def test_cells_of_a_comparison_read_the_frozen_blocks_once(
     workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -484,14 +498,12 @@ def test_a_plan_of_streamed_blocks_counts_what_is_held(
 ) -> None:
     sections = (changes, {"quantization": BITS[bits]}, IN_MEMORY_ONLY, STREAMED)
     trained = workshop.train("run", *sections)
-    assert main(["plan", str(workshop.write("run", *sections)), "--json"]) == 0
-    streamed = json.loads(capsys.readouterr().out)
+    streamed = planned(workshop, capsys, *sections)
     held = sum(streamed[name] for name in ("packed", "scales", "rest"))
     # The plan's buffers are the head's and the method's too.
     assert held <= trained["memory/frozen_bytes"] <= held + streamed["buffers"]
     assert held < streamed["reading_peak"]
-    assert main(["plan", str(workshop.write("run", *sections[:3])), "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
+    whole = planned(workshop, capsys, *sections[:3])
     assert streamed["parameters"] == whole["parameters"]
     assert streamed["training_peak"] == whole["training_peak"]
     assert streamed["peak"] < whole["peak"]

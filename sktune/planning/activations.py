@@ -90,7 +90,7 @@ def observe(
         `Numbers`, with in_backward/i and in_evaluation/i for each block i that is reached, in that order.
     """
     known = [*model.parameters(), *model.buffers()]
-    keeps = model.frozen_blocks > 0 and keeps_states(recipe)
+    keeps = keeps_states(recipe, model)
     batch = partial(_batch, recipe, model.backbone if keeps else None)
     counter = (WithoutContents if known[0].is_meta else LiveBytes)(known)
     training, trains = recipe.training, model.trainable_parameters()
@@ -137,9 +137,10 @@ def observe(
     return found
 
 
-def keeps_states(recipe: Recipe) -> bool:
-    """Whether training is sure to go on from frozen states, where there are any: with `auto` the data decides."""
-    return recipe.training.frozen_states in ("memory", "disk") or recipe.training.stream_frozen_blocks
+def keeps_states(recipe: Recipe, model: TunedModel) -> bool:
+    """Whether training is sure to go on from frozen states; with `auto`, and no streaming, the data decides."""
+    training = recipe.training
+    return model.frozen_blocks > 0 and (training.frozen_states in ("memory", "disk") or training.stream_frozen_blocks)
 
 
 class LiveBytes(TorchDispatchMode):

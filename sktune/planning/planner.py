@@ -56,7 +56,7 @@ def plan(
     trainable, parameters = model.parameter_counts()
     off = training.model_copy(update={"frozen_states": "off", "stream_frozen_blocks": False})
     all_blocks = recipe.model_copy(update={"training": off})
-    keeps, streams = model.frozen_blocks > 0 and keeps_states(recipe), training.stream_frozen_blocks
+    keeps, streams = keeps_states(recipe, model), training.stream_frozen_blocks
     if training.frozen_states != "off" and model.frozen_blocks:
         token = model.backbone.hidden_size * model.backbone.dtype.itemsize
         notes.append(

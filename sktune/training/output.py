@@ -108,7 +108,7 @@ def _claim(loaded: LoadedRecipe, output_dir: Path) -> Path | None:
         )
     else:
         # States say themselves what they are of: a run that was stopped while it read them goes on with those.
-        _remove_run(output_dir, () if not resumes else FROZEN_STATES)
+        _remove_run(output_dir, but=FROZEN_STATES if resumes else ())
     write_whole(mark, "A run of sktune has claimed this folder; its files are replaced with output.overwrite.\n")
     write_whole(output_dir / RECIPE_FILE, loaded.whole_text())
     return checkpoint

@@ -59,11 +59,9 @@ class StateFile:
         """Lower blocks whose states there are on this machine's disk."""
         if not self.kept:
             return set()
-        numbers = (path.name.removesuffix(self._ending).rpartition("-after")[2] for path in self._others())
+        files = self._folder.glob(f"{self.name}-after*{self._ending}")
+        numbers = (path.name.removesuffix(self._ending).rpartition("-after")[2] for path in files)
         return {int(number) for number in numbers if number.isdecimal() and int(number) < self.block}
-
-    def _others(self) -> list[Path]:
-        return list(self._folder.glob(f"{self.name}-after*{self._ending}"))
 
     def find(self) -> torch.Tensor | None:
         """What an earlier run has left, [tokens, width]; None where that is nothing, or damaged. Collective."""

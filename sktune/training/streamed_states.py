@@ -97,9 +97,8 @@ def fill_one_by_one(
         with lower.block(0):
             lower.read_text(0, text[:, :1], None)
     if below:
-        text_states = below.get(TEXT, next(iter(below.values()))[:1])[None].to(
-            lower.device
-        )  # without a text: any token
+        any_token = next(iter(below.values()))[:1]  # where no text is read
+        text_states = below.get(TEXT, any_token)[None].to(lower.device)
         for name, array in arrays.items() if node.is_first else ():
             array.copy_(below[name])
         ranks.barrier()

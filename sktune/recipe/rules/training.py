@@ -59,22 +59,18 @@ def head_rate_needs_a_head(training: TrainingSection, task: TaskConfig) -> Itera
 
 
 def states_are_kept_where_something_is_frozen(training: TrainingSection, method: MethodConfig) -> Iterator[Problem]:
-    nothing = f"{method.name} as it is set changes what every block reads, so no states stay the same"
-    needs = "with method.layers or no method but a head, and with semantics: cached"
-    if method.frozen_blocks(ANY_DEPTH) == 0 and training.frozen_states in ("memory", "disk"):
-        yield Problem(
-            "training.frozen_states",
-            nothing,
-            f"off or auto; memory and disk {needs}",
-            "set method.layers (1/2, for example), or leave it out.",
-        )
-    if method.frozen_blocks(ANY_DEPTH) == 0 and training.stream_frozen_blocks:
-        yield Problem(
-            "training.stream_frozen_blocks",
-            nothing,
-            f"false; true {needs}",
-            "set method.layers (1/2, for example), or leave it out.",
-        )
+    wanted = (
+        ("frozen_states", training.frozen_states in ("memory", "disk"), "off or auto; memory and disk"),
+        ("stream_frozen_blocks", training.stream_frozen_blocks, "false; true"),
+    )
+    for field, is_wanted, allowed in wanted:
+        if is_wanted and method.frozen_blocks(ANY_DEPTH) == 0:
+            yield Problem(
+                f"training.{field}",
+                f"{method.name} as it is set changes what every block reads, so no states stay the same",
+                f"{allowed} with method.layers or no method but a head, and with semantics: cached",
+                "set method.layers (1/2, for example), or leave it out.",
+            )
     if training.frozen_states not in ("disk", "auto"):
         why = f"frozen_states is {training.frozen_states}"
         yield from idle("training", training, ("frozen_states_dir",), why, "set training.frozen_states: disk.")
