@@ -100,7 +100,8 @@ def test_the_load_test_of_serve_loses_and_mixes_up_nothing(tmp_path: Path) -> No
     assert (mixed["answered"], mixed["of_another_adapter"]) == (300, 0)
     assert mixed["largest_difference"] < 1e-4
     assert mixed["shared_passes"] > 0
-    assert found["memory"]["ratio"] == pytest.approx(1, abs=0.1)
+    memory = found["memory"]
+    assert -0.05 * memory["adapter_bytes"] < memory["bytes_for_each"] - memory["adapter_bytes"] < 150_000  # its objects
     assert all(set(clients) == {"1", "8", "32"} for clients in found["speed"].values())
     assert len(found["speed"]) == 3
 

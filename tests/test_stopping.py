@@ -410,11 +410,13 @@ def test_a_folder_is_not_evaluated_while_a_run_writes_there(
 # -- threads ----------------------------------------------------------------------------------------------------
 
 SHOW_THREADS = """
+import sys
 from sktune.process import prepare_process
 line = prepare_process()
 import torch
 from threadpoolctl import threadpool_info
-print(line, "|", torch.get_num_threads(), {pool["num_threads"] for pool in threadpool_info()})
+threads = {pool["num_threads"] for pool in threadpool_info()}
+sys.stdout.write(f"{line} | {torch.get_num_threads()} {threads}\\n")  # at once: two ranks share the pipe
 """
 
 
