@@ -139,48 +139,48 @@ def leave_out(backbone: Backbone, count: int) -> None:
 
     Embeddings that the language model's head is tied to stay. Every pass has to go on from states after those blocks.
     """
-    needed = _of_the_head(backbone)
-    for top in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
-        for module in top.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                if id(parameter) in needed:
-                    continue
-                if not isinstance(module, FrozenLinear):
-                    backbone.left_out_elements += parameter.numel()
-                elif name in ("weight", "bias"):  # what is left are a packed weight's scales
-                    backbone.left_out_elements += module.weight_elements if name == "weight" else module.out_features
-                delattr(module, name)
-                setattr(module, name, parameter.new_empty(0, device="cpu"))  # no parameter: a module shows its shape
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_meta:
-                    setattr(module, name, None)
+    for module in _take_parameters(backbone, count):
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, None)
     backbone.left_out = count
 
 
 def release(backbone: Backbone, count: int) -> None:
     """Gives back the memory of the first `count` blocks and of the token embeddings; they cannot be used any more.
 
-    Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go, but for the
-    parameters that DeepSpeed keeps whole on every rank (norms, biases).
+    Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go.
     """
-    needed = _of_the_head(backbone)
-    for module in (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count]):
-        for parameter in module.parameters():
-            if id(parameter) in needed or getattr(parameter, "ds_persist", False):
-                continue
-            share = getattr(parameter, "ds_tensor", None)
-            parameter.released_elements = parameter.numel()  # type: ignore[attr-defined]
-            for tensor in (parameter, share):
-                if tensor is not None:
-                    tensor.data = tensor.data.new_empty(0)
-        for part in module.modules():
-            for scales in part.buffers(recurse=False) if isinstance(part, FrozenLinear) else ():
-                scales.data = scales.data.new_empty(0)
+    for module in _take_parameters(backbone, count):
+        for scales in module.buffers(recurse=False) if isinstance(module, FrozenLinear) else ():
+            scales.data = scales.data.new_empty(0)
 
 
-def _of_the_head(backbone: Backbone) -> set[int]:
+def _take_parameters(backbone: Backbone, count: int) -> list[nn.Module]:
+    """Leaves the modules of the first `count` blocks, and the token embeddings, without parameters; those modules."""
     head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
-    return {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    needed = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    tops = (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count])
+    modules = [module for top in tops for module in top.modules()]
+    for module in modules:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in needed:
+                _take_parameter(backbone, module, name, parameter)
+    return modules
+
+
+def _take_parameter(backbone: Backbone, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Takes from a module a parameter that no pass reads any more, and frees what this process holds of it."""
+    if not isinstance(module, FrozenLinear):
+        backbone.left_out_elements += int(getattr(parameter, "ds_numel", parameter.numel()))
+    elif name in ("weight", "bias"):  # what is left are a packed weight's scales
+        backbone.left_out_elements += module.weight_elements if name == "weight" else module.out_features
+    delattr(module, name)
+    setattr(module, name, parameter.new_empty(0, device="cpu"))  # no parameter: a module shows its shape
+    # DeepSpeed still has it in lists of its own.
+    for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+        if tensor is not None:
+            tensor.data = tensor.data.new_empty(0)
 
 
 def _modules_of(backbone: Backbone, count: int) -> set[str]:

@@ -99,6 +99,8 @@ class DeepSpeedEngine:
             finish_prefetches(self.engine)
             self._gathered.forget_order()
         self.model.release_lower_blocks()
+        if self._gathered is not None:
+            self._gathered.forget_taken()
 
     def load_weights(self, weights: State) -> None:
         import deepspeed

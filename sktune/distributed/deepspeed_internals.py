@@ -48,11 +48,13 @@ class GatheredWeights:
     def __init__(self, engine: Any, backbone: nn.Module, has_optimizer: bool) -> None:
         zero = engine.optimizer
         self._coordinator = (zero.parameter_offload if has_optimizer else zero).get_param_coordinator()
-        self._parameters = _Releasable(
-            p
-            for p in backbone.parameters()
-            if not p.requires_grad and not p.ds_persist  # type: ignore[attr-defined]
-        )
+        self._persistent: list[nn.Parameter] = zero.persistent_parameters
+        self._model, self._backbone = engine.module, backbone
+        self._parameters = self._releasable()
+
+    def _releasable(self) -> _Releasable:
+        of_backbone: Iterable[Any] = self._backbone.parameters()
+        return _Releasable(p for p in of_backbone if not p.requires_grad and not p.ds_persist)
 
     def forget_what_to_release(self) -> None:
         """To be called before each forward pass.
@@ -71,6 +73,15 @@ class GatheredWeights:
         """
         if not self._coordinator.is_invalid_trace():
             self._coordinator._invalidate_trace()
+
+    def forget_taken(self) -> None:
+        """To be called when parameters were taken from the model.
+
+        Cause: after each update DeepSpeed gathers all that it keeps whole on every rank, from a list of its own.
+        """
+        held = {id(parameter) for parameter in self._model.parameters()}
+        self._persistent[:] = [p for p in self._persistent if id(p) in held]
+        self._parameters = self._releasable()
 
     def release(self) -> None:
         """Gives back what is gathered when a forward pass ends.

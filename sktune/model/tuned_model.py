@@ -253,7 +253,7 @@ def _logical_size(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "ds_numel", getattr(parameter, "released_elements", parameter.numel())))
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def put_weights(model: TunedModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
