@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import filesize
@@ -25,20 +24,19 @@ from sktune.backbone.lower_blocks import recorded
 from sktune.backbone.weights import weight_files
 from sktune.data import Row
 from sktune.distributed.engine import Engine
-from sktune.distributed.node import Node, node_of
+from sktune.distributed.node import node_of
 from sktune.distributed.ranks import Ranks
 from sktune.errors import UserError
 from sktune.files import FROZEN_STATES, FROZEN_STATES_FOLDER
 from sktune.model.identity import digest, digest_of_each, texts_of
-from sktune.progress import progress
 from sktune.recipe import Recipe
 from sktune.training.auto_states import choose_place, why_not
 from sktune.training.evaluate import model_inputs
-from sktune.training.filling import Filling
 from sktune.training.setup import Setup
 from sktune.training.state_files import StateFile, make_together
-from sktune.training.stopping import agree, deferred
-from sktune.training.streamed_states import TEXT, fill_one_by_one, state_batches, text_of
+from sktune.training.state_reading import read_through
+from sktune.training.stopping import deferred
+from sktune.training.streamed_states import TEXT, fill_one_by_one, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +159,7 @@ def _found_or_read(
         return found | make_together(missing, lambda arrays: fill_one_by_one(setup, rows, arrays, node, block, below))
     for name, file in missing.items():
         states_below = (block, below[name]) if below else None
-        found[name] = file.make(partial(_fill, setup, engine, rows[name], name, node, states_below))
+        found[name] = file.make(partial(read_through, setup, engine, rows[name], name, node, states_below))
     return found
 
 
@@ -217,59 +215,6 @@ def _key(setup: Setup, ranks: Ranks) -> str:
 
 def _key_of_rows(key: str, rows: Sequence[Row]) -> str:
     return digest_of_each(chain([key], ((row.input_ids, row.token_type_ids) for row in rows)))
-
-
-def _fill(
-    setup: Setup,
-    engine: Engine,
-    rows: Sequence[Row],
-    split: str,
-    node: Node,
-    below: tuple[int, torch.Tensor] | None,
-    array: torch.Tensor,
-    filling: Filling | None,
-) -> None:
-    """Reads a split through the frozen blocks, each row once on every machine, into [tokens, d].
-
-    Args:
-        setup: the run's parts.
-        engine: runs the model.
-        rows: of the split.
-        split: its name.
-        node: the ranks that share the reading.
-        below: a number of blocks and the states [tokens, d] after them, to go on from; None: from the tokens.
-        array: to be filled.
-        filling: its file, which knows how much is there already; None: it has none.
-    """
-    batches = state_batches(setup, rows, array, node)
-    done = 0 if filling is None else filling.batches_done(len(batches))
-    if done:
-        logger.info("frozen states of %s: go on after %d of %d batches", split, done, len(batches))
-
-    def read(rows: Sequence[Row | None], **options: Any) -> torch.Tensor:
-        batch = setup.collator(rows)
-        names = _READ if options else _READ - {"frozen_states"}
-        given = model_inputs({name: batch[name] for name in batch if name in names}, node.ranks.device)
-        states = engine(**given, **options, only_frozen=True).frozen_states
-        assert states is not None
-        return states
-
-    after: dict[str, Any] = {}
-    sources = batches
-    if below is not None:
-        after, sources = {"frozen_states_after": below[0]}, state_batches(setup, rows, below[1], node)
-        if setup.model.backbone.blocks_give_tuples is None:
-            read(sources[0].chosen())  # a pass through all of them shows in which form blocks give states
-    with progress(f"reading frozen states of {split}", len(batches), "batches", done=done) as advance:
-        for number in range(done, len(batches)):
-            agree(node.ranks)
-            if filling is not None:
-                filling.note(number, len(batches))
-            batches[number].put(read(sources[number].chosen(with_states=below is not None), **after))
-            advance(1)
-
-
-_READ = frozenset({"input_ids", "attention_mask", "token_type_ids", "frozen_states"})
 
 
 def _goes_on(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks) -> bool:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 
 from sktune.backbone.lower_blocks import Prefix
 from sktune.backbone.one_by_one import OneByOne
-from sktune.data import Row, evaluation_batches
+from sktune.data import Row
 from sktune.distributed.node import Node
 from sktune.distributed.placement import placement_for
 from sktune.model.identity import texts_of
@@ -19,38 +16,11 @@ from sktune.model.padding import RightAligned
 from sktune.progress import progress
 from sktune.training.evaluate import model_inputs
 from sktune.training.setup import Setup
+from sktune.training.state_reading import StateBatch, state_batches
 from sktune.training.stopping import agree
 
 TEXT = "text"
 """Name of the method's text among the splits whose states are kept."""
-
-
-class StateBatch(NamedTuple):
-    """A batch of a split whose states go into an array [tokens, d].
-
-    rows, starts: of the split, and where the states of each begin.
-    numbers: of the batch's rows; None for fillers.
-    """
-
-    rows: Sequence[Row]
-    array: torch.Tensor
-    starts: Sequence[int]
-    numbers: Sequence[int | None]
-
-    def chosen(self, with_states: bool = False) -> list[Row | None]:
-        """Its rows, with what the array holds of them where that is wanted."""
-        return [None if n is None else self._row(n, with_states) for n in self.numbers]
-
-    def _row(self, n: int, with_states: bool) -> Row:
-        row, start = self.rows[n], self.starts[n]
-        return replace(row, states=self.array[start : start + row.length]) if with_states else row
-
-    def put(self, states: torch.Tensor) -> None:
-        """Keeps the states [B, L, d] of its rows, right-padded."""
-        for of_row, n in zip(states, self.numbers, strict=True):
-            if n is not None:
-                start, length = self.starts[n], self.rows[n].length
-                self.array[start : start + length] = of_row[:length].cpu()
 
 
 def text_of(setup: Setup) -> list[Row]:
@@ -114,16 +84,6 @@ def fill_one_by_one(
     model.backbone.blocks_give_tuples = lower.backbone.blocks_give_tuples
     if TEXT in arrays and node.is_first and text_states is not None:
         arrays[TEXT].copy_(text_states[0])
-
-
-def state_batches(setup: Setup, rows: Sequence[Row], array: torch.Tensor, node: Node) -> list[StateBatch]:
-    """This rank's batches of a split, each row once on every machine; as many on all ranks."""
-    size, lengths = setup.recipe.training.per_device_eval_batch_size, [row.length for row in rows]
-    starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
-    own = evaluation_batches(lengths, size, node.size, node.index)
-    # Every rank takes part in every pass, and asks as often whether one was told to stop.
-    own += [[None] * size] * (max(node.ranks.gather(len(own))) - len(own))
-    return [StateBatch(rows, array, starts, numbers) for numbers in own]
 
 
 def _read(setup: Setup, lower: OneByOne, number: int, batch: StateBatch, prefix: Prefix | None) -> None:
