@@ -32,6 +32,7 @@ ARMS: dict[str, list[str]] = {
     "all": [],
     "1/2": ["method.layers=1/2", "training.frozen_states=off"],
     "1/2 kept": ["method.layers=1/2", KEPT],
+    "1/2 kept in 8 bits": ["method.layers=1/2", KEPT, "training.frozen_states_in_8bit=true"],
     "1/3": ["method.layers=1/3", "training.frozen_states=off"],
     "1/3 kept": ["method.layers=1/3", KEPT],
     "lora all": ["method={name: lora, rank: 8}"],
@@ -63,6 +64,7 @@ def measure(recipe: str, overrides: list[str]) -> dict[str, Any]:
     seconds: list[float] = []
     losses: list[float] = []
     reading: list[float] = []
+    kept_bytes: list[int] = []
 
     class Timed(ThroughputMeter):
         def step(self, batches: Any) -> Any:
@@ -77,6 +79,8 @@ def measure(recipe: str, overrides: list[str]) -> dict[str, Any]:
         start = time.perf_counter()
         kept = keep(*arguments)
         reading.append(time.perf_counter() - start)
+        rows = [row for split in kept.values() for row in split or ()]
+        kept_bytes.append(sum(row.states.nbytes for row in rows if row.states is not None))
         return kept
 
     check = run._check_loss
@@ -96,6 +100,7 @@ def measure(recipe: str, overrides: list[str]) -> dict[str, Any]:
     return {
         "step_seconds": statistics.median(seconds[len(seconds) // 2 :]),
         "reading_seconds": reading[0],
+        "kept_bytes": kept_bytes[0],
         "train_seconds": summary["train_seconds"],
         "frozen_bytes": summary["memory/frozen_bytes"],
         "losses": losses,
@@ -152,7 +157,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 rounds[-1][arm] = run_arm(arm, options, Path(folder))
             found = rounds[-1][arm]
-            print(f"round {number + 1}  {arm:14} {found['step_seconds']:.3f} s a step", flush=True)
+            print(f"round {number + 1}  {arm:18} {found['step_seconds']:.3f} s a step", flush=True)
 
     times = {
         arm: spread(
@@ -165,10 +170,8 @@ def main() -> int:
     }
     first = rounds[0]
     losses = {
-        arm: max(
-            abs(a - b) for a, b in zip(first[arm]["losses"], first[arm.removesuffix(" kept")]["losses"], strict=True)
-        )
-        for arm in ("1/2 kept", "1/3 kept")
+        arm: max(abs(a - b) for a, b in zip(first[arm]["losses"], first[arm.partition(" ")[0]]["losses"], strict=True))
+        for arm in ("1/2 kept", "1/2 kept in 8 bits", "1/3 kept")
     }
     share = first["1/3 kept"]["frozen_bytes"] / first["all"]["frozen_bytes"]
     bars = [

@@ -187,6 +187,11 @@ class TrainingSection(Section):
         description="Where frozen_states are kept for other runs of this model, text and data; null: in output.dir, "
         "until the run has ended.",
     )
+    frozen_states_in_8bit: bool = Field(
+        False,
+        description="Keep frozen_states as integers of 8 bits and a scale for each 64: about half the bytes of 16 "
+        "bits, and rounded (not with stream_frozen_blocks).",
+    )
     stream_frozen_blocks: bool = Field(
         False,
         description="Hold one of the blocks below method.layers at a time: each is loaded, all examples are read "

@@ -38,6 +38,7 @@ from training_fixtures import (
     assert_same_run,
     cut_back,
     merged,
+    points,
     run_jobs,
 )
 
@@ -46,6 +47,7 @@ from sktune.backbone.one_by_one import OneByOne
 from sktune.backbone.placement import OneProcess
 from sktune.cli import main
 from sktune.comparison.results import load_state
+from sktune.data.state_codes import kept_form, pack, unpack
 from sktune.distributed.node import node_of
 from sktune.methods import METHODS
 from sktune.methods.method import build_method
@@ -54,7 +56,7 @@ from sktune.model.tuned_model import TunedModel
 from sktune.recipe import RecipeError
 from sktune.sections import ModelSection, QuantizationSection
 from sktune.tasks.heads import LanguageHead, SequenceHead
-from sktune.training import auto_states, filling, frozen_states, state_files
+from sktune.training import auto_states, filling, state_files, state_reading
 from sktune.training.stopping import Stopped
 
 UPPER: Sections = {"method": {"layers": 1}}
@@ -159,8 +161,7 @@ def test_packed_models_and_left_padding(workshop: Workshop, bits: str, changes: 
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    for mode in (IN_MEMORY, ON_DISK):
-        name = mode["training"]["frozen_states"]
+    for name, mode in {"memory": IN_MEMORY, "disk": ON_DISK, "packed": merged(ON_DISK, PACKED)}.items():
         workshop.train(name, mode)
         cut_back(workshop.output(name), 4, workshop.output(f"{name}-resumed"))
         workshop.train(f"{name}-resumed", mode, {"training": {"resume": "auto"}})
@@ -168,6 +169,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, caplog: pyte
 
 
 STREAMED: Sections = {"training": {"stream_frozen_blocks": True}}
+PACKED: Sections = {"training": {"frozen_states_in_8bit": True}}
 
 
 @pytest.mark.parametrize("changes", [HEAD_ONLY, UPPER], ids=["head_only", "sk_prefix"])
@@ -272,6 +274,78 @@ def test_what_is_there_of_a_lower_block_is_gone_on_from(
     assert_same_run(workshop.output("alone"), workshop.output("shallow"))
 
 
+@pytest.mark.parametrize("width", [48, 128, 156])
+def test_states_of_8_bits_are_within_half_a_step_of_their_group(width: int) -> None:
+    states = torch.randn(5, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    states[0, 3] = 5000.0  # beside which its group alone becomes coarse
+    states[1] = 0.0
+    kept = pack(states)
+    assert (tuple(kept.shape[1:]), kept.dtype) == ((kept_form(width, states.dtype, packed=True)[0],), torch.uint8)
+    read = unpack(kept, width, torch.float32)
+    group = {48: 48, 128: 64, 156: 52}[width]
+    steps = states.float().unflatten(1, (-1, group)).abs().amax(2) / 127
+    off = (read - states.float()).unflatten(1, (-1, group)).abs().amax(2)
+    assert (off <= 0.501 * steps).all()
+    assert not read[1].any()
+    assert torch.equal(pack(read), kept)
+    assert torch.equal(unpack(kept[1:2], width, torch.float32), read[1:2])
+    last = pack(torch.ones(3, 6))[2:]  # its scale lies at no multiple of 4 bytes
+    assert torch.equal(unpack(last, 6, torch.float32), torch.ones(1, 6))
+
+
+def test_states_of_8_bits_take_fewer_bytes_and_change_the_run_little(
+    workshop: Workshop,
+    shared: Sections,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workshop.train("exact", shared)
+    exact = files_of(shared)
+    packed = merged(shared, PACKED)
+    workshop.train("packed", packed)
+    others = files_of(shared) - exact
+    assert len(others) == len(exact) == 3
+    sizes = [sum(file.stat().st_size for file in files) for files in (others, exact)]
+    assert sizes[0] / sizes[1] == pytest.approx(68 / 256)  # the model is 64 numbers wide, of 32 bits each
+    notes = [" ".join(planned(workshop, capsys, sections)["assumptions"]) for sections in (packed, shared)]
+    of_a_token = [int(note.partition(" bytes for each token")[0].rpartition(" ")[2]) for note in notes]
+    assert sizes[0] * of_a_token[1] == sizes[1] * of_a_token[0]
+    losses = [list(points(workshop.output(name), "train/loss").values()) for name in ("packed", "exact")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-2)
+    assert losses[0] != losses[1]
+    with caplog.at_level(logging.INFO):
+        workshop.train("again", packed)
+    assert caplog.text.count("read from") == 3
+    assert_same_run(workshop.output("packed"), workshop.output("again"))
+
+
+LORA: Sections = {"method": {"name": "lora", "layers": 1, "text": ..., "rank": 2}}
+GATED: Sections = {"method": {"name": "llama_adapter", "layers": 1, "text": ..., "rank": ..., "num_virtual_tokens": 2}}
+SINGLE_NF4: Sections = merged(NF4_IN_BF16, {"quantization": {"bnb_4bit_use_double_quant": False}})
+
+
+@pytest.mark.parametrize("changes", [LORA, GATED], ids=["lora", "llama_adapter"])
+@pytest.mark.parametrize("packed", [NF4_IN_BF16, SINGLE_NF4], ids=["scales in 8 bits", "scales in 32 bits"])
+def test_a_model_without_its_lower_blocks_is_of_the_dtype_it_was(
+    workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, changes: Sections, packed: Sections
+) -> None:
+    """The first parameter that is left may be a scale or an adapter's, in fp32."""
+    workshop.train("whole", shared, changes, packed)
+    with caplog.at_level(logging.INFO):
+        workshop.train("streamed", shared, STREAMED, changes, packed)
+    assert caplog.text.count("read from") == 3
+    assert_same_run(workshop.output("whole"), workshop.output("streamed"))
+
+
+def test_states_of_8_bits_are_refused_where_they_would_be_rounded_again_or_not_kept(workshop: Workshop) -> None:
+    with pytest.raises(RecipeError, match=r"frozen_states_in_8bit(.|\n)*would do nothing: frozen_states is off"):
+        workshop.train("run", UPPER, merged(OFF, PACKED))
+    with pytest.raises(RecipeError, match=r"training\.frozen_states_in_8bit(.|\n)*rounded after every block"):
+        workshop.train("run", merged(IN_MEMORY, PACKED, STREAMED))
+    with pytest.raises(RecipeError, match=r"frozen_states_in_8bit(.|\n)*changes what every block reads"):
+        workshop.train("run", PACKED)
+
+
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_reading_that_was_stopped_is_gone_on_with(
     workshop: Workshop, shared: Sections, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, resume: str
@@ -288,7 +362,7 @@ def test_a_reading_that_was_stopped_is_gone_on_with(
         read.append(0)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(frozen_states, "agree", agreed)
+        stopping.setattr(state_reading, "agree", agreed)
         with pytest.raises(Stopped):
             workshop.train("run", mode)
     with caplog.at_level(logging.INFO):
@@ -430,6 +504,7 @@ SHARED_RUNS: dict[str, Sections] = {
     "zero3-memory": merged(IN_MEMORY, TWO_BY_TWO),
     "zero3-disk": merged(ON_DISK, TWO_BY_TWO),
     "zero3-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16),
+    "zero3-packed": merged(ON_DISK, TWO_BY_TWO, PACKED),
     "replicas-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16, {"distributed": {"deepspeed": None}}),
     "zero3-streamed": merged(ON_DISK, TWO_BY_TWO, STREAMED),
     "zero3-streamed-nf4": merged(IN_MEMORY, TWO_BY_TWO, NF4_IN_BF16, STREAMED),
@@ -443,6 +518,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, shared_workshop: Workshop) -> 
     workshop = shared_workshop
     workshop.train("frozen-alone", IN_MEMORY)
     workshop.train("frozen-alone-nf4", IN_MEMORY, NF4_IN_BF16)
+    workshop.train("frozen-alone-packed", IN_MEMORY, PACKED)
     jobs = [
         {"name": name, "recipe": str(workshop.write(name, sections))}
         for name, sections in ((f"frozen-{name}", sections) for name, sections in SHARED_RUNS.items())
@@ -452,11 +528,9 @@ def two(tmp_path_factory: pytest.TempPathFactory, shared_workshop: Workshop) -> 
 
 @pytest.mark.parametrize("name", SHARED_RUNS)
 def test_two_ranks_equal_one(two: SeveralRanks, name: str) -> None:
-    alone, together = two.workshop.output("frozen-alone"), two.output(f"frozen-{name}")
-    if name.endswith("nf4"):
-        assert_close_run(two.workshop.output("frozen-alone-nf4"), together, 2e-2)
-    else:
-        assert_close_run(alone, together)
+    like = next((form for form in ("-nf4", "-packed") if name.endswith(form)), "")
+    alone, together = two.workshop.output(f"frozen-alone{like}"), two.output(f"frozen-{name}")
+    assert_close_run(alone, together, 2e-2 if like == "-nf4" else 1e-5)
     assert not list(Path("/dev/shm").glob("train-*"))
 
 

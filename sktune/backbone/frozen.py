@@ -69,6 +69,8 @@ class Backbone(nn.Module):
         self.blocks_give_tuples: bool | None = None
         self.left_out = self.left_out_elements = 0
         """Lower blocks that have no weights, and the numbers of these and of the token embeddings (`lower_blocks`)."""
+        self.dtype_of_all: torch.dtype | None = None
+        """What `dtype` was before parameters were taken (`lower_blocks`); None: none were."""
         self.passed_over = 0
         """Lower blocks that a pass does not run."""
         self.uses_cache_for_prefix = self.family in architecture.CACHE_FAMILIES
@@ -106,8 +108,8 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What embeddings and hidden states are in."""
-        dtype: torch.dtype = self.base.dtype
-        return dtype
+        # transformers goes by the first parameter, which may then be a scale, an adapter's, or none.
+        return self.base.dtype if self.dtype_of_all is None else self.dtype_of_all
 
     @property
     def blocks(self) -> nn.ModuleList:

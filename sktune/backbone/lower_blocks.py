@@ -137,9 +137,10 @@ def beside_the_blocks(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
 def leave_out(backbone: Backbone, count: int) -> None:
     """Takes from a skeleton the first `count` blocks' parameters and the token embeddings, before any has weights.
 
-    Embeddings that the language model's head is tied to stay. Every pass has to go on from states after those blocks.
+    Those that other modules use too stay: embeddings that the language model's head is tied to. Every pass has to go on
+    from states after those blocks.
     """
-    for module in _take_parameters(backbone, count):
+    for module in _without_parameters(backbone, count):
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, name, None)
@@ -149,38 +150,36 @@ def leave_out(backbone: Backbone, count: int) -> None:
 def release(backbone: Backbone, count: int) -> None:
     """Gives back the memory of the first `count` blocks and of the token embeddings; they cannot be used any more.
 
-    Embeddings that the language model's head is tied to stay. Under ZeRO-3 this rank's shares go.
+    What other modules use too stays, as in `leave_out`. Under ZeRO-3 this rank's shares go.
     """
-    for module in _take_parameters(backbone, count):
+    for module in _without_parameters(backbone, count):
         for scales in module.buffers(recurse=False) if isinstance(module, FrozenLinear) else ():
             scales.data = scales.data.new_empty(0)
 
 
-def _take_parameters(backbone: Backbone, count: int) -> list[nn.Module]:
-    """Leaves the modules of the first `count` blocks, and the token embeddings, without parameters; those modules."""
-    head = backbone.model.get_output_embeddings() if backbone.is_language_model else None
-    needed = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+def _without_parameters(backbone: Backbone, count: int) -> list[nn.Module]:
+    """The modules of the first `count` blocks and of the token embeddings, after what only they use was taken."""
+    backbone.dtype_of_all = backbone.dtype
     tops = (backbone.base.get_input_embeddings(), *list(backbone.blocks)[:count])
-    modules = [module for top in tops for module in top.modules()]
-    for module in modules:
+    modules = {id(module): module for top in tops for module in top.modules()}
+    others = (module for module in backbone.model.modules() if id(module) not in modules)
+    seen = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+    for module in modules.values():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in needed:
-                _take_parameter(backbone, module, name, parameter)
-    return modules
-
-
-def _take_parameter(backbone: Backbone, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Takes from a module a parameter that no pass reads any more, and frees what this process holds of it."""
-    if not isinstance(module, FrozenLinear):
-        backbone.left_out_elements += int(getattr(parameter, "ds_numel", parameter.numel()))
-    elif name in ("weight", "bias"):  # what is left are a packed weight's scales
-        backbone.left_out_elements += module.weight_elements if name == "weight" else module.out_features
-    delattr(module, name)
-    setattr(module, name, parameter.new_empty(0, device="cpu"))  # no parameter: a module shows its shape
-    # DeepSpeed still has it in lists of its own.
-    for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
-        if tensor is not None:
-            tensor.data = tensor.data.new_empty(0)
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if not isinstance(module, FrozenLinear):
+                backbone.left_out_elements += int(getattr(parameter, "ds_numel", parameter.numel()))
+            elif name in ("weight", "bias"):  # what is left are a packed weight's scales
+                backbone.left_out_elements += module.weight_elements if name == "weight" else module.out_features
+            delattr(module, name)
+            setattr(module, name, parameter.new_empty(0, device="cpu"))  # no parameter: a module shows its shape
+            # Others may hold it still: DeepSpeed has it in lists of its own.
+            for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+                if tensor is not None:
+                    tensor.data = tensor.data.new_empty(0)
+    return list(modules.values())
 
 
 def _modules_of(backbone: Backbone, count: int) -> set[str]:

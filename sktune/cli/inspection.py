@@ -13,6 +13,7 @@ from sktune.backbone import load_tokenizer
 from sktune.backbone.architecture import is_encoder
 from sktune.backbone.skeleton import read_config
 from sktune.data import EncodedSplit, Example, GlobalBatches, RawSplits, load_splits
+from sktune.data.state_codes import kept_form
 from sktune.recipe import Recipe
 from sktune.tasks.task import Task, build_task
 from sktune.training.setup import coder_of, task_of_method
@@ -53,10 +54,10 @@ def inspect_data(recipe: Recipe) -> tuple[list[str], list[int]]:
             lengths = encoded.lengths
     config, dtype = read_config(recipe.model), getattr(torch, recipe.model.dtype)
     if recipe.training.frozen_states != "off" and recipe.method.frozen_blocks(config.num_hidden_layers):
-        size = tokens * config.hidden_size * dtype.itemsize
+        width, kept = kept_form(config.hidden_size, dtype, recipe.training.frozen_states_in_8bit)
         lines.append(
-            f"training.frozen_states ({recipe.training.frozen_states}): {tokens:,} tokens x {config.hidden_size} x "
-            f"{dtype.itemsize} bytes, {filesize.decimal(size)}, where they are kept"
+            f"training.frozen_states ({recipe.training.frozen_states}): {tokens:,} tokens x {width} x "
+            f"{kept.itemsize} bytes, {filesize.decimal(tokens * width * kept.itemsize)}, where they are kept"
         )
     return lines, lengths
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from sktune.data.examples import Row
+from sktune.data.state_codes import is_packed, unpack
 
 Side = Literal["right", "left"]
 
@@ -72,10 +73,16 @@ class Collator:
             batch["token_type_ids"] = self._padded(segments, 0, width)
         if self.task.answers_at_positions:
             batch["answer_positions"] = torch.tensor([row.answer or 0 for row in filled])
-        kept = [row.states for row in filled if row.states is not None]
+        kept = [self._states(row.states) for row in filled if row.states is not None]
         if kept and len(kept) == len(filled):
             batch["frozen_states"] = pad_sequence(kept, batch_first=True)
         return batch
+
+    def _states(self, kept: torch.Tensor) -> torch.Tensor:
+        if not is_packed(kept):
+            return kept
+        assert self.filler_states is not None
+        return unpack(kept, self.filler_states.shape[1], self.filler_states.dtype)
 
     def _padded(self, sequences: Sequence[Sequence[int]], fill: int, width: int) -> torch.Tensor:
         return padded(sequences, fill, width, self.padding_side)

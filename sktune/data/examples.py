@@ -75,7 +75,7 @@ class Row:
         group: number of the example in its split; the rows of one example's candidates share it.
         candidate: which label's words this row spells, where candidates are scored; else 0.
         answer: the position in `input_ids` at which the language model answers, where a template has it do so.
-        states: [tokens, d], what the frozen lower blocks make of it, where that is kept.
+        states: [tokens, d], what the frozen lower blocks make of it, where that is kept; or packed (`state_codes`).
     """
 
     index: int

@@ -142,10 +142,13 @@ def size_deepspeed_config(
 
 
 def largest_layer(backbone: Backbone) -> int:
-    """Elements, packed ones where it is quantized, of the largest layer in a block: what is gathered at once."""
+    """Elements, packed ones where it is quantized, of the largest layer in a block: what is gathered at once.
+
+    Blocks whose parameters were taken (`lower_blocks`) have none.
+    """
 
     def elements(module: nn.Module) -> int:
         # Of a parameter that is partitioned already, `numel` is 0 and ZeRO knows the whole.
         return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters(recurse=False))
 
-    return max(elements(module) for module in backbone.blocks[0].modules())
+    return max(elements(module) for block in backbone.blocks for module in block.modules())

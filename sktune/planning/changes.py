@@ -128,7 +128,9 @@ def _candidates(recipe: Recipe, ranks: int) -> Iterator[tuple[str, str, Override
     shared = ("distributed.deepspeed=zero3", share)
     if ranks > 1 and (distributed.deepspeed in ("zero2", None) or distributed.shard_backbone is False):
         yield "sharing", "share the backbone", shared, ranks
-    streamed = ("training.frozen_states=disk", "training.stream_frozen_blocks=true")
+    streamed: Overrides = ("training.frozen_states=disk", "training.stream_frozen_blocks=true")
+    if training.frozen_states_in_8bit:
+        streamed = (*streamed, "training.frozen_states_in_8bit=false")
     frozen = Fraction(recipe.method.frozen_blocks(ANY_DEPTH), ANY_DEPTH)
     if frozen and not training.stream_frozen_blocks:
         yield "depth", "hold the frozen blocks one at a time", streamed, ranks

@@ -8,6 +8,7 @@ import torch
 
 from sktune.backbone.lower_blocks import beside_the_blocks, leave_out
 from sktune.backbone.one_by_one import check_read_one_by_one
+from sktune.data.state_codes import kept_form
 from sktune.errors import UserError
 from sktune.model.identity import texts_of
 from sktune.planning.activations import count_activations, keeps_states
@@ -58,7 +59,8 @@ def plan(
     all_blocks = recipe.model_copy(update={"training": off})
     keeps, streams = keeps_states(recipe, model), training.stream_frozen_blocks
     if training.frozen_states != "off" and model.frozen_blocks:
-        token = model.backbone.hidden_size * model.backbone.dtype.itemsize
+        width, kept = kept_form(model.backbone.hidden_size, model.backbone.dtype, training.frozen_states_in_8bit)
+        token = width * kept.itemsize
         notes.append(
             f"training.frozen_states: besides, {token:,} bytes for each token of the data, in memory or on disk"
         )

@@ -23,6 +23,7 @@ from sktune.allocator import give_back_freed_memory
 from sktune.backbone.lower_blocks import recorded
 from sktune.backbone.weights import weight_files
 from sktune.data import Row
+from sktune.data.state_codes import kept_form
 from sktune.distributed.engine import Engine
 from sktune.distributed.node import node_of
 from sktune.distributed.ranks import Ranks
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 Splits = dict[str, list[Row] | None]
 TOLERANCE = 0.05
 """Largest difference of a model's last states, of the largest one, that going on from kept ones may make: rounding,
-since a batch may be padded to another width here than when they were read."""
+since a batch may be padded to another width here than when they were read, and they may be kept in 8 bits."""
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def _files_of(
     names = {name: f"{name}-{_key_of_rows(key, split)}" for name, split in rows.items()}
 
     def files_in(place: Path | None) -> dict[str, StateFile]:
-        width, dtype = model.backbone.hidden_size, model.backbone.dtype
+        width, dtype = kept_form(model.backbone.hidden_size, model.backbone.dtype, training.frozen_states_in_8bit)
         shapes = {name: (sum(row.length for row in split), width) for name, split in rows.items()}
         return {name: StateFile(place, names[name], model.frozen_blocks, shapes[name], dtype, node) for name in rows}
 
@@ -147,14 +148,16 @@ def _files_of(
 def _found_or_read(
     setup: Setup, engine: Engine, rows: Mapping[str, Sequence[Row]], files: Mapping[str, StateFile]
 ) -> dict[str, torch.Tensor]:
-    """States [tokens, d] of each split: of its file, or read through the frozen blocks; collective."""
+    """States of each split, [tokens, d] or packed: of its file, or read through the frozen blocks; collective."""
     node = next(iter(files.values())).node
     found = {name: states for name, file in files.items() if (states := file.find()) is not None}
     for name in found:
         logger.info("frozen states of %s: read from %s", name, files[name].path)
     missing = {name: file for name, file in files.items() if name not in found}
     with_text = {TEXT: files[TEXT]} if missing and TEXT in files else {}
-    block, below = _from_a_lower_block({**missing, **with_text}, node.ranks)
+    block, below = 0, dict[str, torch.Tensor]()
+    if not setup.recipe.training.frozen_states_in_8bit:  # what is rounded once is not read on from, and rounded again
+        block, below = _from_a_lower_block({**missing, **with_text}, node.ranks)
     if setup.recipe.training.stream_frozen_blocks:
         return found | make_together(missing, lambda arrays: fill_one_by_one(setup, rows, arrays, node, block, below))
     for name, file in missing.items():
@@ -207,6 +210,7 @@ def _key(setup: Setup, ranks: Ranks) -> str:
             "files": files,
             "text": texts if recipe.method.visible_prefix else None,
             "batch": recipe.training.per_device_eval_batch_size,
+            **({"8 bits": True} if recipe.training.frozen_states_in_8bit else {}),
             "made by": [sktune.__version__, torch.__version__, platform.machine(), str(model.backbone.dtype)],
             "device": ranks.device.type,
         }
@@ -238,11 +242,12 @@ def _goes_on(setup: Setup, engine: Engine, rows: Sequence[Row], ranks: Ranks) ->
     logger.info("frozen states: the last ones of a batch are within %.1e of the whole model's", worst)
     if worst <= TOLERANCE:
         return True
+    in_8_bits = setup.recipe.training.frozen_states_in_8bit
     what = (
-        f"training.frozen_states: {backbone.family} does not go on from the states of its lower blocks: its last "
-        f"states differ by {worst:.2g} of the largest"
+        f"training.frozen_states: {backbone.family} does not go on from the states of its lower blocks"
+        f"{', kept in 8 bits' if in_8_bits else ''}: its last states differ by {worst:.2g} of the largest"
     )
     if setup.recipe.training.frozen_states != "auto":
-        raise UserError(f"{what}; set frozen_states: off")
+        raise UserError(f"{what}; set {'frozen_states_in_8bit: false, or ' if in_8_bits else ''}frozen_states: off")
     logger.warning("%s, so none are kept", what)
     return False

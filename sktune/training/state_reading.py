@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sktune.data import Row, evaluation_batches
+from sktune.data.state_codes import is_packed, pack
 from sktune.distributed.engine import Engine
 from sktune.distributed.node import Node
 from sktune.progress import progress
@@ -25,7 +26,7 @@ _READ = frozenset({"input_ids", "attention_mask", "token_type_ids", "frozen_stat
 
 
 class StateBatch(NamedTuple):
-    """A batch of a split whose states go into an array [tokens, d].
+    """A batch of a split whose states go into an array [tokens, d], or [tokens, packed width] uint8.
 
     rows, starts: of the split, and where the states of each begin.
     numbers: of the batch's rows; None for fillers.
@@ -49,7 +50,8 @@ class StateBatch(NamedTuple):
         for of_row, n in zip(states, self.numbers, strict=True):
             if n is not None:
                 start, length = self.starts[n], self.rows[n].length
-                self.array[start : start + length] = of_row[:length].cpu()
+                of_tokens = of_row[:length].cpu()
+                self.array[start : start + length] = pack(of_tokens) if is_packed(self.array) else of_tokens
 
 
 def state_batches(setup: Setup, rows: Sequence[Row], array: torch.Tensor, node: Node) -> list[StateBatch]:
@@ -72,7 +74,7 @@ def read_through(
     array: torch.Tensor,
     filling: Filling | None,
 ) -> None:
-    """Reads a split through the frozen blocks, each row once on every machine, into [tokens, d].
+    """Reads a split through the frozen blocks, each row once on every machine, into an array as `StateBatch` has it.
 
     Args:
         setup: the run's parts.

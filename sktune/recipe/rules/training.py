@@ -61,6 +61,7 @@ def head_rate_needs_a_head(training: TrainingSection, task: TaskConfig) -> Itera
 def states_are_kept_where_something_is_frozen(training: TrainingSection, method: MethodConfig) -> Iterator[Problem]:
     wanted = (
         ("frozen_states", training.frozen_states in ("memory", "disk"), "off or auto; memory and disk"),
+        ("frozen_states_in_8bit", training.frozen_states_in_8bit, "false; true"),
         ("stream_frozen_blocks", training.stream_frozen_blocks, "false; true"),
     )
     for field, is_wanted, allowed in wanted:
@@ -76,7 +77,15 @@ def states_are_kept_where_something_is_frozen(training: TrainingSection, method:
         yield from idle("training", training, ("frozen_states_dir",), why, "set training.frozen_states: disk.")
     if training.frozen_states == "off":
         cure = "set training.frozen_states: auto, memory or disk."
-        yield from idle("training", training, ("stream_frozen_blocks",), "frozen_states is off", cure)
+        idle_then = ("frozen_states_in_8bit", "stream_frozen_blocks")
+        yield from idle("training", training, idle_then, "frozen_states is off", cure)
+    if training.stream_frozen_blocks and training.frozen_states_in_8bit:
+        yield Problem(
+            "training.frozen_states_in_8bit",
+            "with stream_frozen_blocks the states would be rounded after every block, not once",
+            "false with stream_frozen_blocks",
+            "leave one of the two out.",
+        )
 
 
 def deepspeed_is_a_preset_or_a_file(distributed: DistributedSection) -> Iterator[Problem]:
