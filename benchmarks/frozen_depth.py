@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -148,7 +149,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.measure:
         result, recipe, *overrides = options.measure
-        Path(result).write_text(json.dumps(measure(recipe, overrides)), encoding="utf-8")
+        found = measure(recipe, overrides)
+        if os.environ.get("RANK", "0") == "0":
+            Path(result).write_text(json.dumps(found), encoding="utf-8")
         return 0
     rounds: list[dict[str, Any]] = []
     for number in range(1 if options.small else options.rounds):
