@@ -41,8 +41,6 @@ from scipy.stats import theilslopes
 CLIENTS = (1, 8, 32)
 ADAPTERS = 8
 LEAST_RATIO, MEMORY_TOLERANCE, CLOSE = 0.8, 0.1, 1e-3
-OBJECTS = 50_000
-"""Bytes that an adapter's objects may take besides, whatever its size."""
 ADDED = {False: 64, True: 24}
 TOKEN = "benchmark-of-serve"
 TEXT = "Classify the sentiment of the movie review as positive or negative. "
@@ -81,7 +79,8 @@ def make_adapters(scratch: Path, small: bool) -> None:
         train(recipe, scratch / f"run-{number}", text)
         vary(scratch / f"run-{number}" / "adapter", scratch / f"unlike-{number}", number)
         vary(scratch / "run-0" / "adapter", scratch / f"alike-{number}", number)
-    train(recipe, scratch / "run-long", TEXT * 16)
+    # As long as the miniature's 512 positions allow: beside a small adapter its Python objects would count.
+    train(recipe, scratch / "run-long", TEXT * 21)
     for number in range(ADDED[small]):
         vary(scratch / "run-long" / "adapter", scratch / "added" / str(number), number)
 
@@ -330,10 +329,8 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     found.append({"what": f"lost or mixed up of {mixed['requests']}", "value": lost, "holds": lost == 0})
     what = f"largest difference from the answer alone (at most {CLOSE})"
     found.append({"what": what, "value": mixed["largest_difference"], "holds": mixed["largest_difference"] <= CLOSE})
-    what = f"memory for each adapter, of its own bytes (1 +- {MEMORY_TOLERANCE}, and {OBJECTS:,} bytes)"
-    allowed = MEMORY_TOLERANCE * held["adapter_bytes"]
-    holds = -allowed <= held["bytes_for_each"] - held["adapter_bytes"] <= allowed + OBJECTS
-    found.append({"what": what, "value": held["ratio"], "holds": holds})
+    what = f"memory for each adapter, of its own bytes (1 +- {MEMORY_TOLERANCE})"
+    found.append({"what": what, "value": held["ratio"], "holds": abs(held["ratio"] - 1) <= MEMORY_TOLERANCE})
     return found
 
 

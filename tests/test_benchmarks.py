@@ -100,7 +100,7 @@ def test_the_load_test_of_serve_loses_and_mixes_up_nothing(tmp_path: Path) -> No
     assert (mixed["answered"], mixed["of_another_adapter"]) == (300, 0)
     assert mixed["largest_difference"] < 1e-4
     assert mixed["shared_passes"] > 0
-    assert [bar["holds"] for bar in found["bars"] if bar["what"].startswith("memory")] == [True], found["memory"]
+    assert found["memory"]["ratio"] == pytest.approx(1, abs=0.1)
     assert all(set(clients) == {"1", "8", "32"} for clients in found["speed"].values())
     assert len(found["speed"]) == 3
 
